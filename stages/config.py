@@ -6,11 +6,12 @@ Absent keys take the defaults of the class that the checkpoint names (`transform
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tramontane.stages.folder import read_json
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -92,28 +93,19 @@ class ModelConfig:
         Raises:
             ValueError: the folder holds no readable `config.json`, or it describes a model that is not supported.
         """
-        config = cls.from_hf(_read_json(model_dir / "config.json"))
-        generation = model_dir / "generation_config.json"
+        path, generation = model_dir / "config.json", model_dir / "generation_config.json"
+        values = read_json(path)
+        try:
+            config = cls.from_hf(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         if generation.exists():
-            eos_ids = _ids(_read_json(generation).get("eos_token_id"), "generation_config.json: eos_token_id")
-            if eos_ids:
-                config = replace(config, eos_ids=eos_ids)
-        for eos_id in config.eos_ids:
-            if eos_id >= config.vocab:
-                raise ValueError(f"eos_token_id is {eos_id}, and the vocabulary has {config.vocab} ids")
+            try:
+                eos_ids = _ids(read_json(generation).get("eos_token_id"), "eos_token_id", config.vocab)
+            except ValueError as error:
+                raise ValueError(f"{generation}: {error}") from None
+            config = replace(config, eos_ids=eos_ids or config.eos_ids)
         return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; a checkpoint is a Hugging Face folder with config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, not an object")
-    return values
 
 
 def _from_hf(values: Mapping[str, Any]) -> ModelConfig:
@@ -154,11 +146,11 @@ def _from_hf(values: Mapping[str, Any]) -> ModelConfig:
         windows=(window,) * layers,
         context=_positive(values, "max_position_embeddings", 131_072),
         rope_theta=_rope_theta(values, defaults.rope_theta),
-        norm_eps=float(values.get("rms_norm_eps", defaults.rms_norm_eps)),
-        tied=bool(values.get("tie_word_embeddings", False)),
+        norm_eps=_positive_number("rms_norm_eps", values.get("rms_norm_eps", defaults.rms_norm_eps)),
+        tied=_tied(values),
         dtype=_dtype(values),
-        bos_id=next(iter(_ids(values.get("bos_token_id", 1), "bos_token_id")), None),
-        eos_ids=_ids(values.get("eos_token_id", 2), "eos_token_id"),
+        bos_id=next(iter(_ids(values.get("bos_token_id", 1), "bos_token_id", vocab)), None),
+        eos_ids=_ids(values.get("eos_token_id", 2), "eos_token_id", vocab),
     )
 
 
@@ -181,14 +173,35 @@ def _positive(values: Mapping[str, Any], key: str, default: int | None, null: in
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
     """`rope_parameters` (transformers 5), else `rope_theta` beside `rope_scaling`; only the default type is known."""
-    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"RoPE scaling of type {kind!r} is not supported; supported: 'default'")
-    theta = parameters.get("rope_theta", values.get("rope_theta", default))
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise ValueError(f"rope_theta is {theta!r}; it must be a number above 0")
-    return float(theta)
+    theta = values.get("rope_theta", default)
+    given = [key for key in ("rope_scaling", "rope_parameters") if values.get(key)]
+    if len(given) == 2:
+        raise ValueError("rope_scaling and rope_parameters are both set; transformers 5 writes the latter only")
+    for key in given:
+        parameters = values[key]
+        if not isinstance(parameters, dict):
+            raise ValueError(f"{key} is {parameters!r}; it must be an object or null")
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"{key}: RoPE scaling of type {kind!r} is not supported; supported: 'default'")
+        theta = parameters.get("rope_theta", theta)
+        for option, value in parameters.items():
+            if option not in ("rope_type", "type", "rope_theta") and (option, value) != ("partial_rotary_factor", 1):
+                raise ValueError(f"{key}: {option} is {value!r}, which RoPE of the default type does not know")
+    return _positive_number("rope_theta", theta)
+
+
+def _positive_number(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{key} is {value!r}; it must be a number above 0")
+    return float(value)
+
+
+def _tied(values: Mapping[str, Any]) -> bool:
+    tied = values.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise ValueError(f"tie_word_embeddings is {tied!r}; it must be true or false")
+    return tied
 
 
 def _dtype(values: Mapping[str, Any]) -> str:
@@ -200,12 +213,14 @@ def _dtype(values: Mapping[str, Any]) -> str:
     return str(name)
 
 
-def _ids(value: Any, key: str) -> tuple[int, ...]:
+def _ids(value: Any, key: str, vocab: int) -> tuple[int, ...]:
     """None, one id or a list of ids."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token_id in ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            raise ValueError(f"{key} is {value!r}; it must be an id, a list of ids or null")
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < vocab:
+            raise ValueError(
+                f"{key} is {value!r}; it must be an id below vocab_size {vocab}, a list of such ids or null"
+            )
     return tuple(ids)
 
 

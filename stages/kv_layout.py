@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from tramontane.stages.config import DTYPE_BYTES, ModelConfig
 
+DEFAULT_KV_MEMORY_BYTES = 512 * 2**20
+
 
 def ring_blocks(window: int | None, chunk: int, block: int, context: int) -> int:
     """Blocks in a full ring: a chunk's queries see window - 1 positions before it and the chunk itself.
@@ -75,7 +77,7 @@ def plan_kv(
     config: ModelConfig,
     spans: Sequence[range],
     *,
-    kv_memory_bytes: int,
+    kv_memory_bytes: int | None,
     chunk: int,
     context: int,
     dtype: str,
@@ -84,34 +86,59 @@ def plan_kv(
 ) -> KVLayout:
     """Share each stage's `kv_memory_bytes` among the window classes, in the ratio that a sequence of `kv_length` needs.
 
-    `spans` are the stages' layers. `kv_length` defaults to the largest finite window, else the context. A class gets
-    the least that any stage with layers of it can give.
+    `spans` are the stages' layers. Memory that is None is 512 MiB, or what one sequence of full context needs if that
+    is more. `kv_length` defaults to the largest finite window, else the context. Each class holds at least one full
+    ring, taken from the others' shares where its own is smaller. A class gets the least that any stage with layers of
+    it can give.
 
     Raises:
-        ValueError: a class could not hold one sequence of full context.
+        ValueError: a stage's memory cannot hold one sequence of full context, or an option is below 1.
     """
+    for option, value in (("chunk", chunk), ("max-context", context), ("kv-length", kv_length), ("block", block)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} is {value}; it must be at least 1")
     windows = config.window_classes
-    rings = tuple(ring_blocks(window, chunk, block, context) for window in windows)
+    rings = [ring_blocks(window, chunk, block, context) for window in windows]
     length = kv_length or max((window for window in windows if window is not None), default=context)
     wanted = [blocks_held(min(length, context), block, ring) for ring in rings]
     layer_block_bytes = 2 * config.kv_heads * config.head_dim * block * DTYPE_BYTES[dtype]
+    # One entry a stage, within it one a class: bytes that a block of the class takes in the stage's layers.
+    block_bytes = [
+        [layer_block_bytes * sum(config.windows[layer] == window for layer in span) for window in windows]
+        for span in spans
+    ]
+    least = max(sum(cost * ring for cost, ring in zip(costs, rings, strict=True)) for costs in block_bytes)
+    if kv_memory_bytes is None:
+        kv_memory_bytes = max(DEFAULT_KV_MEMORY_BYTES, least)
+    if kv_memory_bytes < least:
+        raise ValueError(
+            f"--kv-memory is {kv_memory_bytes} bytes a stage; one sequence of {context} tokens needs {least} bytes"
+        )
+    shares = [_share(kv_memory_bytes, costs, rings, wanted) for costs in block_bytes]
+    pools = [min(share[index] for share in shares if index in share) for index in range(len(windows))]
+    return KVLayout(block=block, chunk=chunk, windows=windows, rings=tuple(rings), pool_blocks=tuple(pools))
 
-    def share(span: range, index: int) -> int | None:
-        """Blocks of class `index` that the stage of these layers affords; None where it has no layer of the class."""
-        layers = [sum(config.windows[layer] == window for layer in span) for window in windows]
-        if not layers[index]:
-            return None
-        bytes_for_one = sum(count * need for count, need in zip(layers, wanted, strict=True)) * layer_block_bytes
-        return kv_memory_bytes * wanted[index] // bytes_for_one
 
-    pools = []
-    for index, (window, ring) in enumerate(zip(windows, rings, strict=True)):
-        pool = min(blocks for span in spans if (blocks := share(span, index)) is not None)
-        if pool < ring:
-            least = -(-kv_memory_bytes * ring // max(pool, 1))
-            raise ValueError(
-                f"kv-memory is {kv_memory_bytes} bytes a stage, which holds {pool} blocks of {block} tokens for window "
-                f"{window or 'none'}; one sequence of {context} tokens needs {ring}, about {least} bytes"
-            )
-        pools.append(pool)
-    return KVLayout(block=block, chunk=chunk, windows=windows, rings=rings, pool_blocks=tuple(pools))
+def _share(memory: int, costs: Sequence[int], rings: Sequence[int], wanted: Sequence[int]) -> dict[int, int]:
+    """Blocks of each class that one stage affords, by class; classes that cost it nothing are left out.
+
+    Classes whose share in the ratio `wanted` is below their ring get the ring first; the others share what is left,
+    which may put a further class below its ring, and so on. `memory` must hold every ring.
+
+    Two classes at 10 bytes a block, wanted 1 : 9 of 100 bytes; the first needs a ring of 4:
+
+    >>> _share(100, [10, 10], rings=[4, 2], wanted=[1, 9])
+    {0: 4, 1: 6}
+    """
+    sharing = {index for index, cost in enumerate(costs) if cost}
+    blocks: dict[int, int] = {}
+    while True:
+        left = memory - sum(costs[index] * rings[index] for index in blocks)
+        one = sum(costs[index] * wanted[index] for index in sharing)
+        shares = {index: left * wanted[index] // one for index in sorted(sharing)}
+        below = {index for index, share in shares.items() if share < rings[index]}
+        if not below:
+            blocks |= shares
+            return dict(sorted(blocks.items()))
+        blocks |= {index: rings[index] for index in below}
+        sharing -= below

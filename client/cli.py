@@ -1,0 +1,248 @@
+"""The command line: `generate`, `models`, `health`, `version`, and the verbs that servers add (`command_group`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tramontane import __version__
+from tramontane.client.channel import GENERATE_TIMEOUT_S, SERVICE, ClientOptions, Tls
+from tramontane.client.client import Client
+from tramontane.client.command_group import CommandGroup
+from tramontane.client.errors import NotFound, TramontaneError
+from tramontane.client.types import Completion, HealthStatus, ModelInfo
+from tramontane.client.wire import Prompt
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+_PATIENCE_S = 2.0
+"""After so long without a token, `generate` says what it waits for."""
+
+_File = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Serve Mistral and Mixtral language models from a cluster, and talk to the servers."""
+
+
+def connects(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options that say where the server is, and hand it a client for its first argument."""
+
+    @click.option(
+        "--target",
+        envvar="TRAMONTANE_TARGET",
+        show_envvar=True,
+        default=DEFAULT_TARGET,
+        show_default=True,
+        help="Server: HOST:PORT, ipv4:HOST:PORT,HOST:PORT or dns:///NAME:PORT.",
+    )
+    @click.option("--tls", is_flag=True, help="Encrypt, and trust the usual authorities.")
+    @click.option("--ca", type=_File, help="Encrypt, and trust the authorities of this PEM file.")
+    @click.option("--cert", type=_File, help="Encrypt, with this client certificate (PEM).")
+    @click.option("--key", type=_File, help="Its private key (PEM).")
+    @click.option(
+        "--token-file", type=_File, envvar="TRAMONTANE_TOKEN_FILE", show_envvar=True, help="Holds a bearer token."
+    )
+    @functools.wraps(command)
+    def connected(
+        target: str,
+        tls: bool,
+        ca: Path | None,
+        cert: Path | None,
+        key: Path | None,
+        token_file: Path | None,
+        **arguments: Any,
+    ) -> None:
+        try:
+            options = ClientOptions(
+                tls=Tls(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
+                token=token_file.read_text().strip() if token_file else None,
+            )
+            client = Client(target, options)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from None
+        with client:
+            command(client, **arguments)
+
+    return connected
+
+
+def prints_json(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the option that makes its output one JSON value."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")(command)
+
+
+def _parse_ids(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of token ids such as 1,2,3") from None
+
+
+@main.command()
+@click.argument("prompt", required=False)
+@connects
+@click.option("--ids", callback=_parse_ids, help='Token ids instead of PROMPT, taken as they are: "1,2,3".')
+@click.option("--model", help="Which model.  [default: the only one that is served]")
+@click.option("--max-tokens", type=int, help="Tokens to generate at most.  [default: 256, or what the context leaves]")
+@click.option("--min-tokens", type=int, help="Until so many tokens nothing ends the text.  [default: 0]")
+@click.option("--temperature", type=float, help="0 takes the likeliest token each time.  [default: 1]")
+@click.option("--top-k", type=int, help="Choose among the K likeliest tokens.  [default: 0, off]")
+@click.option("--top-p", type=float, help="Choose among the likeliest that reach this sum.  [default: 1, all]")
+@click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]")
+@click.option("--seed", type=int, help="Equal seeds give equal text.  [default: a new one each time]")
+@click.option("--stop", multiple=True, help="Text that ends the completion; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's end of text.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=GENERATE_TIMEOUT_S,
+    show_default=True,
+    help="Seconds, waiting for a server included.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print figures to stderr even where it is no terminal.")
+@prints_json
+def generate(
+    client: Client,
+    prompt: str | None,
+    ids: list[int] | None,
+    timeout: float,
+    verbose: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Continue PROMPT and print the text as it comes.
+
+    PROMPT - reads it from standard input, to the last newline. A model without a tokenizer gives no text: use --json.
+    """
+    whole = _prompt(prompt, ids)
+    begun = time.perf_counter()
+    first_s: float | None = None
+    try:
+        stream = client.stream(whole, timeout_s=timeout, **arguments)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    with stream, _explain_waiting(client, timeout) as stop_waiting:
+        for delta in stream:
+            if first_s is None:
+                first_s = time.perf_counter() - begun
+                stop_waiting()
+            if not as_json:
+                click.echo(delta.text, nl=False)
+    click.echo(json.dumps(asdict(stream.completion)) if as_json else "")
+    if verbose or sys.stderr.isatty():
+        click.secho(_figures(stream.completion, first_s or 0.0), err=True, dim=True)
+
+
+@main.command()
+@connects
+@prints_json
+def models(client: Client, as_json: bool) -> None:
+    """List the models that the server offers."""
+    found = client.models()
+    if as_json:
+        click.echo(json.dumps([asdict(info) for info in found]))
+    else:
+        _print_table(found)
+
+
+@main.command()
+@connects
+@click.option("--model", help="Ask about one model instead of the whole server.")
+@prints_json
+def health(client: Client, model: str | None, as_json: bool) -> None:
+    """Say whether the server serves; the exit status is 0 only when it does."""
+    try:
+        status = client.health("" if model is None else f"{SERVICE}/{model}")
+    except NotFound:
+        raise click.ClickException(f"{client.target} has no model {model!r}") from None
+    if as_json:
+        click.echo(json.dumps({"target": client.target, "model": model, "status": status}))
+    else:
+        click.secho(status, fg="green" if status is HealthStatus.SERVING else "yellow")
+    if status is not HealthStatus.SERVING:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@prints_json
+def version(as_json: bool) -> None:
+    """Print the version."""
+    if as_json:
+        versions = {"python": platform.python_version()} | {name: installed(name) for name in ("grpcio", "protobuf")}
+        click.echo(json.dumps({"tramontane": __version__, **versions}))
+    else:
+        click.echo(f"tramontane {__version__}")
+
+
+def _prompt(prompt: str | None, ids: list[int] | None) -> Prompt:
+    if ids is not None:
+        if prompt is not None:
+            raise click.UsageError("give PROMPT or --ids, not both")
+        return ids
+    if prompt is None:
+        raise click.UsageError("give PROMPT or --ids")
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+@contextlib.contextmanager
+def _explain_waiting(client: Client, timeout_s: float) -> Iterator[Callable[[], None]]:
+    """Say on stderr what holds the first token up, unless the function that this yields is called before."""
+
+    def explain() -> None:
+        try:
+            state = client.health(timeout_s=1.0).value
+        except TramontaneError as error:
+            state = error.message
+        if state != HealthStatus.SERVING:
+            click.secho(f"waiting up to {timeout_s:g} s for {client.target}: {state}", err=True, dim=True)
+
+    timer = threading.Timer(_PATIENCE_S, explain)
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def _figures(completion: Completion, first_s: float) -> str:
+    usage, timings = completion.usage, completion.timings
+    parts = [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens", f"first after {first_s:.3f} s"]
+    if timings.decode_ms > 0:
+        parts.append(f"{(usage.completion_tokens - 1) / timings.decode_ms * 1000:.1f} tokens/s")
+    return ", ".join([*parts, f"ended by {completion.finish_reason}", f"seed {completion.seed}"])
+
+
+def _print_table(found: tuple[ModelInfo, ...]) -> None:
+    head = ("NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "STAGES", "VERSION")
+    rows = [
+        (
+            info.name,
+            "yes" if info.serving else "no",
+            str(info.context_tokens),
+            str(info.window_tokens or "none"),
+            info.dtype,
+            str(info.stages),
+            info.version[:12],
+        )
+        for info in found
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for line, bold in [(head, True), *((row, False) for row in rows)]:
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.secho(text.rstrip(), bold=bold)

@@ -1,0 +1,157 @@
+"""What the client hands out: frozen values. Durations and counts carry their units in their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP_TOKEN = "stop_token"  # noqa: S105  (not a password)
+    """The model's EOS or one of the request's stop ids was generated."""
+    STOP_STRING = "stop_string"
+    """A stop string came up; the text leaves it out."""
+    LENGTH = "length"
+    """`max_tokens` is reached."""
+
+
+class HealthStatus(StrEnum):
+    """What the standard health service says about a server or a model."""
+
+    SERVING = "SERVING"
+    NOT_SERVING = "NOT_SERVING"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Generated, the one that ended the completion included."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the server's time went, by its own clock."""
+
+    queue_ms: float
+    """From the request's arrival until a pipeline first worked for it."""
+    prefill_ms: float
+    """From then until the first token."""
+    decode_ms: float
+    """From the first token to the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """New tokens of a stream, and the text that can be said for certain by now. Text may lag behind the ids."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    offset: int
+    """Place of the first of `token_ids` in the completion, from 0."""
+    log_probabilities: tuple[float, ...]
+    """One a token: its natural log probability under the model's own softmax (temperature 1, no filters)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """One a token, as in `Delta`."""
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    request_id: str
+    seed: int
+    """With prompt, sampling options and `version` it gives the same tokens again."""
+    version: str
+    """Of model and numerics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """One model that a server offers."""
+
+    name: str
+    architecture: str
+    context_tokens: int
+    """Prompt and completion together."""
+    window_tokens: int | None
+    """The smallest sliding window of any layer; None where every layer sees the whole context."""
+    dtype: str
+    stages: int
+    version: str
+    row_invariant: bool
+    """A request's tokens do not depend on which other requests are served beside it."""
+    vocabulary_tokens: int
+    has_tokenizer: bool
+    """False: the model takes and gives token ids only."""
+    serving: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStats:
+    """One process of the service."""
+
+    role: str
+    """controller, gateway, router or stage."""
+    name: str
+    """`0` for gateway 0 or router 0, `0.1` for stage 1 of replica 0."""
+    node: str
+    pid: int
+    start_time_s: float
+    """Seconds since 1970, by its host's clock."""
+    cpu_s: float
+    """User and system CPU time since then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStats:
+    """Counters of one stage since it was loaded."""
+
+    name: str
+    """`0.1` is stage 1 of replica 0."""
+    busy_ns: int
+    steps: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStats:
+    """Counters and gauges of one pipeline's router."""
+
+    name: str
+    microbatches: int
+    tokens: int
+    """Rows sent down the pipeline, prompts and decode together."""
+    prompt_tokens: int
+    completion_tokens: int
+    preemptions: int
+    waiting: int
+    running: int
+    in_flight_microbatches: int
+    kv_blocks_used: tuple[int, ...]
+    """One entry a window class."""
+    kv_blocks_total: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counters since each process started; subtract two readings."""
+
+    processes: tuple[ProcessStats, ...]
+    stages: tuple[StageStats, ...]
+    routers: tuple[RouterStats, ...]

@@ -1,0 +1,107 @@
+"""The operators' verbs, `serve` and `down`; `client/` finds them through the entry points of group `tramontane.commands`.
+
+Only click is imported here, so that `tramontane --help` stays quick and works without the extra.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+LOG_LEVELS = ["debug", "info", "warning", "error"]
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes with an optional unit: 512MiB, 2GB, 1048576."""
+
+    name = "bytes"
+    _units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+) *([A-Za-z]*)", value.strip())
+        if not match or match[2].upper() not in self._units:
+            self.fail(f"{value!r} is no size; write for example 512MiB, 2GB or a number of bytes", param, ctx)
+        return int(float(match[1]) * self._units[match[2].upper()])
+
+
+class LayerCounts(click.ParamType[tuple[int, ...]]):
+    """Whole numbers, one a stage: 5,3."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Layers of each stage."""
+        try:
+            return tuple(int(count) for count in value.split(",")) if isinstance(value, str) else tuple(value)
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers; write for example 5,3", param, ctx)
+
+
+@click.command(short_help="Serve a model from a pipeline of stages.")
+@click.argument("model_dir", required=False, type=click.Path(path_type=Path))
+@click.option("--stages", type=click.IntRange(1), default=1, show_default=True, help="Stages of the pipeline.")
+@click.option("--split", type=LayerCounts(), help="Layers of each stage, instead of a split by cost.")
+@click.option("--name", help="The model's name towards users. Default: the folder's.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0 takes a free one.")
+@click.option("--insecure", is_flag=True, help="Allow a --host beyond loopback; anyone who reaches it may use it.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the checkpoint's.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
+@click.option("--kv-length", type=click.IntRange(1), help="Tokens of a typical sequence, to share KV among windows.")
+@click.option(
+    "--chunk", type=click.IntRange(1), help="Tokens of a prefill chunk. Default: smallest window, at most 512."
+)
+@click.option(
+    "--max-batch-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Rows of one microbatch."
+)
+@click.option(
+    "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
+)
+@click.option("--max-waiting", type=click.IntRange(0), default=1024, show_default=True, help="Requests that may wait.")
+@click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: the cluster's CPUs / stages.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of a stage's step. Default: whole CPUs of a stage.")
+@click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
+@click.option("--detach", is_flag=True, help="With --address: return once ready and leave the service running.")
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+def serve(**options: Any) -> None:
+    """Serve MODEL_DIR, a Hugging Face folder of a Mistral or Mixtral, or without one the small embedded model.
+
+    The port opens at once; requests are answered when the stages have loaded. Ctrl-C ends what this command started.
+    """
+    serving = _serving("serve")
+    sys.exit(_told(lambda: serving.serve(serving.ServeOptions(**options))))
+
+
+@click.command(short_help="End the service that runs on a Ray cluster.")
+@click.option("--address", default="auto", show_default=True, help="The Ray cluster, HOST:PORT or auto.")
+def down(address: str) -> None:
+    """End the service that runs on a Ray cluster: gateway, router, stages, controller and their room."""
+    serving = _serving("down")
+    sys.exit(_told(lambda: serving.down(address)))
+
+
+def _serving(verb: str) -> Any:
+    try:
+        from tramontane.cluster import serve as serving
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{verb} needs {error.name}, which is not installed: pip install 'tramontane[serve]'"
+        ) from None
+    return serving
+
+
+def _told(job: Callable[[], int]) -> int:
+    """A user's mistake is one line, not a traceback."""
+    try:
+        return job()
+    except (ValueError, ConnectionError) as error:
+        raise click.ClickException(str(error)) from None

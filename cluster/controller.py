@@ -1,0 +1,255 @@
+"""The controller creates and owns every part of the service, and says at once when one of them is gone.
+
+It is off the data path: parts are created and bound through a `Platform` (Ray, or a stand-in in tests), routes are
+pushed to the gateway with a growing generation, and a watch on each part turns its end into "not serving".
+
+    start:  gateway (port opens, NOT_SERVING) -> room for the pipeline -> stages load -> router binds -> routes, SERVING
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from tramontane.cluster.link import Address
+from tramontane.cluster.spec import ServiceSpec, gateway_name, router_name, stage_name
+from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters
+from tramontane.cluster.worker import LoadedStage
+from tramontane.stages.version import combine_version
+
+log = logging.getLogger(__name__)
+
+PROGRESS_PERIOD_S = 0.2
+ROOM_REMINDER_S = 30.0
+
+
+class Phase(StrEnum):
+    """Where the service stands."""
+
+    STARTING = "starting"
+    WAITING = "waiting for room"
+    LOADING = "loading"
+    READY = "ready"
+    BROKEN = "broken"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What an operator sees."""
+
+    phase: Phase
+    detail: str
+    """One line: what is lacking, what broke; empty where there is nothing to add."""
+    fraction: float
+    """How much of the weights is loaded, 0 to 1."""
+    port: int
+    """The gateway's port, 0 before it is open."""
+    version: str
+    """Empty before the stages are loaded."""
+
+
+class StageControl(Protocol):
+    """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
+
+    async def load(self) -> LoadedStage: ...
+    async def progress(self) -> float: ...
+    async def stats(self) -> tuple[StageCounters, ProcessFacts]: ...
+
+
+class RouterControl(Protocol):
+    """A router seen from the controller."""
+
+    async def bind(self) -> Address: ...
+    async def broken(self) -> str: ...
+    async def stats(self) -> tuple[RouterCounters, ProcessFacts]: ...
+
+
+class GatewayControl(Protocol):
+    """A gateway seen from the controller."""
+
+    async def start(self) -> int: ...
+    async def set_loading(self, fraction: float) -> None: ...
+    async def set_model(self, version: str, row_invariant: bool) -> None: ...
+    async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None: ...
+    async def set_unavailable(self, reason: str) -> None: ...
+    async def gone(self) -> str: ...
+    async def stats(self) -> ProcessFacts: ...
+    async def close(self) -> None: ...
+
+
+class Platform(Protocol):
+    """Where parts are created: found again by name if they live, else made."""
+
+    async def gateway(self, name: str) -> GatewayControl: ...
+    async def reserve(self, replica: int) -> None:
+        """Ask for a pipeline's room, all stages or none."""
+
+    async def room(self, replica: int, timeout_s: float) -> str:
+        """Wait for it; an empty string once it is there, else a line that says what is lacking."""
+        ...
+
+    async def stage(self, name: str, replica: int, index: int) -> StageControl: ...
+    async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl: ...
+    async def end(self) -> None:
+        """End every part and give its room back."""
+
+
+class Controller:
+    """Keeps one service as its spec says. One replica; a part that dies stays dead, and the service says so."""
+
+    def __init__(self, spec: ServiceSpec, platform: Platform, process_facts: Callable[[], ProcessFacts]) -> None:
+        self._spec = spec
+        self._platform = platform
+        self._process_facts = process_facts
+        self._status = Status(phase=Phase.STARTING, detail="", fraction=0.0, port=0, version="")
+        self._gateway: GatewayControl | None = None
+        self._router: RouterControl | None = None
+        self._stages: list[StageControl] = []
+        self._generation = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def status(self) -> Status:
+        """Where the service stands now."""
+        return self._status
+
+    async def run(self) -> None:
+        """Bring the service up. What fails ends in the status, never in silence."""
+        try:
+            await self._bring_up()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("the service did not come up")
+            await self._break(f"{_one_line(error)}")
+
+    async def stop(self) -> None:
+        """End all parts: the gateway first, so that streams in flight get their status."""
+        self._say(phase=Phase.STOPPED)
+        for task in self._tasks:
+            task.cancel()
+        if self._gateway is not None:
+            await _quietly(self._gateway.close())
+        await self._platform.end()
+        log.info("service %s ended", self._spec.name)
+
+    async def stats(self) -> ServiceStats:
+        """Counters of every part that answers."""
+        gateways = [self._gateway] if self._gateway is not None else []
+        routers = [self._router] if self._router is not None else []
+        gateway_facts = await asyncio.gather(*(part.stats() for part in gateways), return_exceptions=True)
+        router_stats = await asyncio.gather(*(part.stats() for part in routers), return_exceptions=True)
+        stage_stats = await asyncio.gather(*(part.stats() for part in self._stages), return_exceptions=True)
+        router_pairs = [answer for answer in router_stats if not isinstance(answer, BaseException)]
+        stage_pairs = [answer for answer in stage_stats if not isinstance(answer, BaseException)]
+        return ServiceStats(
+            processes=(
+                self._process_facts(),
+                *(answer for answer in gateway_facts if not isinstance(answer, BaseException)),
+                *(facts for _, facts in router_pairs),
+                *(facts for _, facts in stage_pairs),
+            ),
+            stages=tuple(counters for counters, _ in stage_pairs),
+            routers=tuple(counters for counters, _ in router_pairs),
+        )
+
+    async def _bring_up(self) -> None:
+        self._gateway = await self._platform.gateway(gateway_name(0))
+        self._say(port=await self._gateway.start())
+        self._watch(self._gateway.gone, "gateway 0")
+        await self._wait_for_room()
+
+        names = [stage_name(0, index) for index in range(self._spec.stages)]
+        self._stages = [await self._platform.stage(name, 0, index) for index, name in enumerate(names)]
+        loaded = await self._load()
+        version = version_of(self._spec, loaded)
+        await self._gateway.set_model(version, all(stage.row_invariant for stage in loaded))
+
+        self._router = await self._platform.router(router_name(0), self._stages)
+        address = await self._router.bind()
+        self._generation += 1
+        await self._gateway.set_routes(self._generation, [(router_name(0), address)])
+        self._say(phase=Phase.READY, version=version, fraction=1.0)
+        self._watch(self._router.broken, "pipeline 0")
+        log.info("service %s ready, version %s", self._spec.name, version)
+
+    async def _wait_for_room(self) -> None:
+        await self._platform.reserve(0)
+        self._say(phase=Phase.WAITING)
+        while lacking := await self._platform.room(0, ROOM_REMINDER_S):
+            log.warning("%s", lacking)
+            self._say(detail=lacking)
+        self._say(phase=Phase.LOADING, detail="")
+
+    async def _load(self) -> list[LoadedStage]:
+        """Load all stages side by side, and say how far they are."""
+        loading = asyncio.gather(*(stage.load() for stage in self._stages))
+        assert self._gateway is not None
+        while not loading.done():
+            await asyncio.wait([loading], timeout=PROGRESS_PERIOD_S)
+            fractions = await asyncio.gather(*(stage.progress() for stage in self._stages), return_exceptions=True)
+            known = [fraction for fraction in fractions if not isinstance(fraction, BaseException)]
+            self._say(fraction=sum(known) / len(self._stages))
+            await self._gateway.set_loading(self._status.fraction)
+        return await loading
+
+    def _watch(self, gone: Callable[[], Awaitable[str]], part: str) -> None:
+        """Turn the end of a part, told or not, into the service's status."""
+
+        async def watch() -> None:
+            try:
+                reason = await gone()
+            except Exception as error:
+                reason = _one_line(error)
+            await self._break(f"{part}: {reason}")
+
+        task = asyncio.get_running_loop().create_task(watch())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _break(self, reason: str) -> None:
+        if self._status.phase in (Phase.STOPPED, Phase.BROKEN):
+            return
+        log.error("not serving: %s", reason)
+        self._say(phase=Phase.BROKEN, detail=reason)
+        if self._gateway is not None:
+            await _quietly(self._gateway.set_unavailable(reason))
+
+    def _say(self, **changes: object) -> None:
+        self._status = Status(**{**self._status.__dict__, **changes})
+
+
+def version_of(spec: ServiceSpec, loaded: Sequence[LoadedStage]) -> str:
+    """The version that streams name: equal versions continue each other's text."""
+
+    def file_bytes(name: str) -> bytes | None:
+        path = spec.path / name
+        return path.read_bytes() if path.exists() else None
+
+    return combine_version(
+        config_bytes=(spec.path / "config.json").read_bytes(),
+        generation_bytes=file_bytes("generation_config.json"),
+        tokenizer_bytes=file_bytes("tokenizer.model"),
+        dtype=spec.dtype,
+        digests=[stage.digests for stage in loaded],
+        numerics=[stage.numerics for stage in loaded],
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    """An error as one line; of one that Ray brought from another process, its cause's."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[0] if lines else type(cause).__name__
+
+
+async def _quietly(call: Awaitable[None]) -> None:
+    """A part that is already gone must not stop the rest from ending."""
+    try:
+        await call
+    except Exception as error:
+        log.info("a part did not answer: %s", _one_line(error))

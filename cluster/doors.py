@@ -1,0 +1,147 @@
+"""Where links begin: the sockets that listen, and those that dial.
+
+Unix sockets lie in a folder that only their owner may enter (abstract ones would be open to every user of the node).
+TCP is for links between nodes; outside the loopback it needs the service's secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_PATH_BYTES = 107
+"""`sun_path` has 108 bytes, the last one zero."""
+BACKLOG = 128
+USER_TIMEOUT_MS = 5000
+"""TCP closes a link whose bytes nobody has acknowledged for so long."""
+HEARTBEAT_PERIOD_S = 0.5
+"""An idle TCP link carries a heartbeat this often."""
+SILENCE_S = 3.0
+"""A TCP link on which nothing has arrived for so long is closed."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A listener's two doors."""
+
+    node: str
+    unix_path: str
+    """Open to diallers on the same node."""
+    host: str
+    port: int
+    """TCP; 0 means that this door does not exist."""
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening unix socket. The folder is created if it is not there; what a dead process left behind is replaced.
+
+    Raises:
+        ValueError: the path is too long, its folder is open to others, or somebody listens there.
+    """
+    name = os.fsencode(path)
+    if len(name) > MAX_PATH_BYTES:
+        raise ValueError(f"socket path {path} has {len(name)} bytes; the limit is {MAX_PATH_BYTES}")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = path.parent.stat()
+    if folder.st_uid != os.geteuid() or stat.S_IMODE(folder.st_mode) & 0o077:
+        raise ValueError(
+            f"socket folder {path.parent} has mode {stat.S_IMODE(folder.st_mode):o} and owner {folder.st_uid}; "
+            f"it must be 700 and {os.geteuid()}"
+        )
+    if path.is_socket():
+        if not _is_dead(path):
+            raise ValueError(f"somebody listens at {path} already")
+        path.unlink()
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        door.bind(name)
+        door.listen(BACKLOG)
+    except BaseException:
+        door.close()
+        raise
+    return door
+
+
+def listen_tcp(host: str, port: int, secret: bytes) -> socket.socket:
+    """A listening TCP socket on one of this node's addresses; port 0 takes a free one.
+
+    Raises:
+        ValueError: the host is not the address of one interface, or other machines could reach it without a secret.
+        OSError: the port is in use, or the address is not this node's.
+    """
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        raise ValueError(f"link host is {host}; it must be the address of one interface, which others can dial")
+    if not address.is_loopback and not secret:
+        raise ValueError(f"link host is {host}; beyond the loopback, links need the service's secret")
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def open_all(path: Path, host: str | None, port: int, secret: bytes) -> list[socket.socket]:
+    """The unix door and, where a host is given, the TCP one; see `listen_unix` and `listen_tcp`."""
+    opened = [listen_unix(path)]
+    try:
+        if host is not None:
+            opened.append(listen_tcp(host, port, secret))
+    except BaseException:
+        path.unlink()
+        opened[0].close()
+        raise
+    return opened
+
+
+def address_of(opened: list[socket.socket], node: str) -> Address:
+    """Where others dial these doors of `open_all`."""
+    host, port = opened[1].getsockname()[:2] if len(opened) > 1 else ("", 0)
+    return Address(node=node, unix_path=opened[0].getsockname(), host=host, port=port)
+
+
+def dial(address: Address, node: str, timeout_s: float) -> socket.socket:
+    """A connected socket with the time-out set: the unix door on the same node, TCP otherwise.
+
+    Raises:
+        OSError: nobody listens there, or there is no door for this node.
+    """
+    if address.unix_path and address.node == node:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            line.settimeout(timeout_s)
+            line.connect(address.unix_path)
+        except BaseException:
+            line.close()
+            raise
+        return line
+    if not address.port:
+        raise OSError(f"node {address.node} has no TCP door for node {node}")
+    line = socket.create_connection((address.host, address.port), timeout_s)
+    tune(line)
+    return line
+
+
+def is_tcp(line: socket.socket) -> bool:
+    """Whether the link needs heartbeats: the kernel tells the ends of a unix socket about each other's death."""
+    return line.family != socket.AF_UNIX
+
+
+def tune(line: socket.socket) -> None:
+    """Options of a connected TCP socket; nothing to do for a unix one."""
+    if is_tcp(line):
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def _is_dead(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fsencode(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:  # a full backlog, for one
+            return False
+        return False

@@ -1,0 +1,131 @@
+"""The gateway: where users come in. A gRPC server whose state is pushed in by its owner.
+
+    start -> port open, NOT_SERVING, "loading, 43 %" -> set_model, set_routes -> SERVING -> drain, close
+
+What each call does stands in `servicer.py`; what is offered, and what is said when nothing is, in `offer.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tramontane.cluster.health import Health
+from tramontane.cluster.interceptors import Door
+from tramontane.cluster.offer import Offer
+from tramontane.cluster.pipeline import Pipeline
+from tramontane.cluster.served_model import ServedModel
+from tramontane.cluster.servicer import Servicer
+from tramontane.cluster.stats import ServiceStats
+from tramontane.cluster.validation import request_limit_bytes
+from tramontane.protos import serving_pb2 as pb
+from tramontane.protos import serving_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Serving"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+LAST_WORDS_S = 1.0
+"""How long statuses may take to reach their clients once the grace is over."""
+
+
+class Gateway:
+    """One gateway. Its methods belong to one event loop."""
+
+    def __init__(
+        self, name: str, model_name: str, *, context: int, fetch_stats: Callable[[], Awaitable[ServiceStats]]
+    ) -> None:
+        self._name = name
+        self._request_limit_bytes = request_limit_bytes(context)
+        self._offer = Offer(model_name, self._on_change)
+        self._health = Health(self._statuses)
+        self._servicer = Servicer(self._offer, fetch_stats)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Open the port, and say which it is; port 0 takes a free one.
+
+        Raises:
+            OSError: names host and port: in use, or not this machine's.
+        """
+        assert self._server is None, "a gateway starts once"
+        await _check_port(host, port)
+        # grpc lets up to twice the limit in, so that who sent too much hears it from the interceptor, with numbers.
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * self._request_limit_bytes)]
+        server = grpc.aio.server(interceptors=[Door(self._request_limit_bytes)], options=options)
+        pb_grpc.add_ServingServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
+        try:
+            bound = server.add_insecure_port(_target(host, port))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {_target(host, port)}: {error}") from error
+        await server.start()
+        self._server = server
+        log.info("%s listens on %s", self._name, _target(host, bound))
+        return bound
+
+    def set_loading(self, fraction: float) -> None:
+        """How far the model is loaded, 0 to 1."""
+        self._offer.set_reason(f"loading, {int(100 * fraction)} %")
+
+    def set_model(self, model: ServedModel) -> None:
+        """The model is loaded. It serves as soon as there are routes."""
+        self._offer.set_model(model)
+
+    async def set_routes(self, generation: int, pipelines: Sequence[Pipeline]) -> None:
+        """A new route table; the pipelines become the gateway's own. Older generations are ignored."""
+        await self._offer.set_routes(generation, pipelines)
+
+    def set_unavailable(self, reason: str) -> None:
+        """Nothing serves until newer routes come; users hear the reason."""
+        self._offer.withdraw(reason)
+
+    def drain(self) -> None:
+        """Take no new requests, for good; those in flight go on."""
+        self._offer.drain()
+
+    async def close(self, grace_s: float) -> None:
+        """Drain, give what is in flight `grace_s` to end by itself, end the rest with UNAVAILABLE, and stop."""
+        self.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._servicer.wait_idle(), grace_s)
+        self._servicer.end_all(self._offer.reason)
+        self._health.close()
+        if self._server is not None:
+            await self._server.stop(LAST_WORDS_S)
+        self._servicer.close()
+        await self._offer.close()
+        log.info("%s closed", self._name)
+
+    def _statuses(self) -> Mapping[str, bool]:
+        serving = self._offer.serving
+        return {"": serving, SERVICE: serving, f"{SERVICE}/{self._offer.model_name}": serving}
+
+    def _on_change(self) -> None:
+        log.info("%s is %s", self._name, "serving" if self._offer.serving else f"not serving: {self._offer.reason}")
+        self._health.changed()
+
+
+def _target(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _check_port(host: str, port: int) -> None:
+    """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr."""
+    try:
+        family, kind, _, _, address = (
+            await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {_target(host, port)}: {error.strerror or error}") from error

@@ -1,0 +1,67 @@
+"""What every call passes on its way in: its size, its parsing, and the turning of exceptions into statuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tramontane.cluster.errors import CallError
+
+log = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Parses requests itself, since grpc tells a client whose bytes are no message UNKNOWN and a Python class's name.
+
+    An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
+    """
+
+    def __init__(self, request_limit_bytes: int) -> None:
+        self._limit = request_limit_bytes
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handlers of calls with one request; reflection's streams of requests stay as they are."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler  # type: ignore[no-any-return]
+        method = handler_call_details.method
+        answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+        async def behaviour(body: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await answer(self._parse(body, handler.request_deserializer), context)
+            except CallError as error:
+                status = error.status()
+                await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                log.exception("%s failed", method)
+                await context.abort(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
+
+        wrap = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return wrap(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _parse(self, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+        if len(body) > self._limit:
+            raise CallError(
+                grpc.StatusCode.INVALID_ARGUMENT, f"a request may be {self._limit} bytes; this one is {len(body)}"
+            )
+        try:
+            return deserialize(body)
+        except DecodeError:
+            raise CallError(
+                grpc.StatusCode.INVALID_ARGUMENT, f"the request's {len(body)} bytes are no message of its type"
+            ) from None

@@ -1,0 +1,156 @@
+"""The real `Pipeline`: over a link to its router."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from tramontane.cluster.async_link import AsyncLink
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
+from tramontane.cluster.pipeline import Arrivals, broken_end
+
+log = logging.getLogger(__name__)
+
+DIAL_TIMEOUT_S = 10.0
+
+
+class LinkPipeline:
+    """A `Pipeline` over a link to its router."""
+
+    def __init__(self, name: str, link: AsyncLink) -> None:
+        self._name = name
+        self._link = link
+        self._open: dict[int, Arrivals] = {}
+        self._load = 0
+        self._outbox: deque[Submit | Cancel] = deque()
+        self._posted = asyncio.Event()
+        self._retired = False
+        loop = asyncio.get_running_loop()
+        self._broken: asyncio.Future[str] = loop.create_future()
+        self._tasks = [loop.create_task(self._run(self._send)), loop.create_task(self._run(self._receive))]
+
+    @classmethod
+    async def dial(cls, name: str, address: Address, *, node: str, gateway: str, secret: bytes) -> LinkPipeline:
+        """Link up with the router called `name`.
+
+        Raises:
+            LinkClosed: nobody listens, or the handshake failed.
+        """
+        link = await AsyncLink.dial(
+            address, node=node, role=Role.GATEWAY, name=gateway, epoch=0, secret=secret, timeout_s=DIAL_TIMEOUT_S
+        )
+        return cls(name, link)
+
+    @property
+    def name(self) -> str:
+        """The router's."""
+        return self._name
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """The router's last word, and what was submitted since."""
+        return self._load
+
+    @property
+    def broken(self) -> asyncio.Future[str]:
+        """See `Pipeline`."""
+        return self._broken
+
+    def submit(self, request: Submit) -> Arrivals:
+        """See `Pipeline`."""
+        arrivals = Arrivals()
+        if self._broken.done():
+            arrivals.end(broken_end(request.request, self._broken.result()))
+            return arrivals
+        self._open[request.request] = arrivals
+        self._load += len(request.tokens) + request.max_tokens
+        self._post(request)
+        return arrivals
+
+    def cancel(self, request: int) -> None:
+        """See `Pipeline`."""
+        if self._open.pop(request, None) is not None:
+            self._post(Cancel(request=request))
+            self._close_if_idle()
+
+    def retire(self) -> None:
+        """See `Pipeline`."""
+        self._retired = True
+        self._close_if_idle()
+
+    async def close(self) -> None:
+        """See `Pipeline`."""
+        self._break("the gateway has closed its link")
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _post(self, message: Submit | Cancel) -> None:
+        self._outbox.append(message)
+        self._posted.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._posted.wait()
+            self._posted.clear()
+            while self._outbox:
+                await self._link.send(self._outbox.popleft())
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._link.receive()
+            match message:
+                case Tokens():
+                    self._deliver(message)
+                case Finished():
+                    if (arrivals := self._open.pop(message.request, None)) is not None:
+                        arrivals.end(message)
+                    self._close_if_idle()
+                case Load():
+                    self._load = message.outstanding_tokens
+                case _:
+                    raise LinkClosed(f"{self._name} sent {type(message).__name__}")
+
+    def _deliver(self, tokens: Tokens) -> None:
+        rows = zip(
+            tokens.request.tolist(),
+            tokens.offset.tolist(),
+            tokens.token.tolist(),
+            tokens.log_probability.tolist(),
+            strict=True,
+        )
+        for request, offset, token, log_probability in rows:
+            if (
+                arrivals := self._open.get(request)
+            ) is not None:  # else it was cancelled while the token was on its way
+                arrivals.put(offset, token, log_probability)
+
+    async def _run(self, job: Callable[[], Awaitable[None]]) -> None:
+        """One direction of the link. Whatever ends it breaks the pipeline, a mistake of ours included."""
+        try:
+            await job()
+        except LinkClosed as error:
+            self._break(f"link to {self._name}: {error}")
+        except Exception as error:
+            log.exception("pipeline %s failed", self._name)
+            self._break(f"{type(error).__name__}: {error}")
+
+    def _close_if_idle(self) -> None:
+        if self._retired and not self._open:
+            self._break("no longer in use")
+
+    def _break(self, reason: str) -> None:
+        """End everything once."""
+        if self._broken.done():
+            return
+        self._broken.set_result(reason)
+        for request, arrivals in self._open.items():
+            arrivals.end(broken_end(request, reason))
+        self._open.clear()
+        self._outbox.clear()
+        self._link.close()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()

@@ -1,0 +1,218 @@
+"""The router of one pipeline: takes requests from gateways, streams microbatches through the stages, sends tokens back.
+
+Tokens only, one event loop. What goes into a microbatch is the scheduler's decision; here stand the links, the clocks
+and who is told what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tramontane.cluster.async_link import AsyncLink, AsyncListener
+from tramontane.cluster.desk import Desk
+from tramontane.cluster.link import Address, LinkClosed
+from tramontane.cluster.messages import Hello, Role
+from tramontane.cluster.scheduler import Scheduler
+from tramontane.cluster.stats import RouterCounters
+from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.microbatch import StepResult
+
+log = logging.getLogger(__name__)
+
+BIND_TIMEOUT_S = 30.0
+
+
+class StagePort(Protocol):
+    """A stage worker seen from its router; the controller's view of it is `controller.StageControl`."""
+
+    async def address(self) -> Address: ...
+    async def epoch(self) -> int: ...
+    async def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int, downstream: Address) -> None: ...
+    async def run(self, epoch: int) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """What a router must know of the service."""
+
+    layout: KVLayout
+    context: int
+    """Prompt and completion together, in tokens."""
+    max_batch_tokens: int
+    """Rows of one microbatch."""
+    max_waiting: int
+    """Requests that may wait for room."""
+
+
+class Router:
+    """Owns the sequences of one pipeline and all that is known about them."""
+
+    def __init__(
+        self,
+        name: str,
+        node: str,
+        stages: Sequence[StagePort],
+        options: RouterOptions,
+        *,
+        secret: bytes,
+        sockets: Path,
+        host: str | None = None,
+    ) -> None:
+        """Links are taken at a unix socket in `sockets` and, where a `host` is given, over TCP."""
+        self._name = name
+        self._node = node
+        self._stages = stages
+        self._options = options
+        self._secret = secret
+        self._scheduler = Scheduler(
+            options.layout,
+            stages=len(stages),
+            max_batch_tokens=options.max_batch_tokens,
+            max_waiting=options.max_waiting,
+            context=options.context,
+        )
+        self._wake = asyncio.Event()
+        self._desk = Desk(self._scheduler, self._wake.set)
+        self._listener = AsyncListener(
+            node=node, unix_path=sockets / f"{name}-{os.getpid()}.sock", secret=secret, on_link=self._on_link, host=host
+        )
+        self._epoch = 0
+        self._step = 0
+        self._results: asyncio.Future[AsyncLink] = asyncio.get_running_loop().create_future()
+        self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def bind(self) -> Address:
+        """Bind all stages at an epoch higher than any they have seen, and serve. Answers where gateways may dial.
+
+        Raises:
+            Exception: a stage did not answer, or refused; nothing is served then.
+        """
+        assert not self._tasks, "a router binds once"
+        await self._listener.start()
+        self._epoch = 1 + max(await asyncio.gather(*(stage.epoch() for stage in self._stages)))
+        addresses = await asyncio.gather(*(stage.address() for stage in self._stages))
+        options = self._options
+        await asyncio.gather(
+            *(
+                stage.bind(self._epoch, options.layout, options.context, options.max_batch_tokens, downstream)
+                for stage, downstream in zip(self._stages, [*addresses[1:], self._listener.address], strict=True)
+            )
+        )
+        for index, stage in enumerate(self._stages):
+            self._start(self._watch(index, stage.run(self._epoch)))
+        downlink = await AsyncLink.dial(
+            addresses[0],
+            node=self._node,
+            role=Role.ROUTER,
+            name=self._name,
+            epoch=self._epoch,
+            secret=self._secret,
+            timeout_s=BIND_TIMEOUT_S,
+        )
+        uplink = await asyncio.wait_for(self._results, BIND_TIMEOUT_S)
+        self._start(self._send_microbatches(downlink))
+        self._start(self._receive_results(uplink))
+        self._start(self._desk.report_load())
+        log.info("%s serves %d stages at epoch %d", self._name, len(self._stages), self._epoch)
+        return self._listener.address
+
+    async def broken(self) -> str:
+        """Wait until the pipeline has broken; the reason as one line."""
+        return await asyncio.shield(self._broken)
+
+    def stats(self) -> RouterCounters:
+        """Counters since the router started."""
+        scheduler = self._scheduler
+        return RouterCounters(
+            name=self._name.removeprefix("router-"),
+            microbatches=scheduler.microbatches,
+            tokens=scheduler.tokens,
+            prompt_tokens=scheduler.prompt_tokens,
+            completion_tokens=scheduler.completion_tokens,
+            preemptions=scheduler.preemptions,
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            in_flight_microbatches=scheduler.in_flight,
+            kv_blocks_used=tuple(scheduler.used_blocks),
+            kv_blocks_total=tuple(scheduler.total_blocks),
+        )
+
+    async def close(self) -> None:
+        """Close all links; requests that are still open end as broken."""
+        self._break("the router was closed")
+        await self._listener.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _send_microbatches(self, downlink: AsyncLink) -> None:
+        """The main loop: wait for something to change, then send all that may go."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while (microbatch := self._scheduler.schedule(self._epoch, self._step)) is not None:
+                    self._step += 1
+                    self._desk.mark_started(microbatch)
+                    await downlink.send(microbatch)
+        except LinkClosed as error:
+            self._break(f"link to stage 0: {error}")
+        finally:
+            downlink.close()
+
+    async def _receive_results(self, uplink: AsyncLink) -> None:
+        try:
+            while True:
+                result = await uplink.receive()
+                assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
+                assert result.epoch == self._epoch, f"result of epoch {result.epoch}, bound at {self._epoch}"
+                self._desk.deliver(self._scheduler.update(result))
+                self._wake.set()
+        except LinkClosed as error:
+            self._break(f"link from the last stage: {error}")
+        finally:
+            uplink.close()
+
+    async def _watch(self, index: int, run: Awaitable[str]) -> None:
+        """A stage's run ends when its links close, or fails when its process dies."""
+        try:
+            reason = await run
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        self._break(f"stage {index}: {reason}")
+
+    async def _on_link(self, link: AsyncLink, hello: Hello) -> None:
+        """A dialler has passed the handshake: the last stage, or a gateway."""
+        if hello.role is Role.GATEWAY and not self._broken.done():
+            await self._desk.serve(link, hello.name)
+        elif hello.role is Role.STAGE and hello.epoch == self._epoch and not self._results.done():
+            self._results.set_result(link)
+            await self.broken()
+        else:
+            log.warning("%s refused %s of epoch %d at epoch %d", self._name, hello.name, hello.epoch, self._epoch)
+
+    def _start(self, job: Awaitable[None]) -> None:
+        async def run() -> None:
+            try:
+                await job
+            except Exception as error:  # a mistake of ours: say so and end requests rather than leave them waiting
+                log.exception("%s failed", self._name)
+                self._break(f"{type(error).__name__}: {error}")
+
+        self._tasks.append(asyncio.get_running_loop().create_task(run()))
+
+    def _break(self, reason: str) -> None:
+        """End everything once; what comes later follows from it and is not told."""
+        if self._broken.done():
+            return
+        log.error("%s broke: %s", self._name, reason)
+        self._broken.set_result(reason)
+        self._desk.break_all(reason)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()

@@ -1,0 +1,255 @@
+"""What goes into the next microbatch: waiting + running + token budget + free KV blocks -> Microbatch.
+
+Pure: no torch, no ray, no asyncio, no clock. `schedule` decides, `update` takes the results in, in step order.
+
+    sequence   WAITING --admit--> PREFILL --last chunk sampled--> DECODE --stop, length--> ENDED
+                  ^------------------ preempt, restart -------------'
+    in flight  at most stages + 1 microbatches, at most `stages` of them with decode rows
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import isnan
+
+from tramontane.cluster.messages import EndReason
+from tramontane.cluster.pacing import OutputReserve, Pace
+from tramontane.cluster.packing import InFlight, Piece, pack
+from tramontane.cluster.roster import Roster
+from tramontane.cluster.sequence import Phase, Sequence
+from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.microbatch import Microbatch, StepResult
+
+
+class QueueFull(Exception):  # noqa: N818  (named like queue.Full and asyncio.QueueFull)
+    """The waiting queue is full; nothing was done for the request."""
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(f"{waiting} requests wait, and the limit (max-waiting) is {limit}")
+        self.waiting = waiting
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """One step's news of one sequence: its next token, and its end if this was it."""
+
+    sequence: int
+    token: int | None
+    """None where the end is NOT_FINITE."""
+    offset: int
+    """Place of the token in its completion."""
+    log_probability: float
+    end: EndReason | None
+
+
+class Scheduler:
+    """Decides for one pipeline, and owns the state of all its sequences.
+
+    `max_batch_tokens` bounds a microbatch's rows, `max_waiting` the requests that were never admitted. Counters count
+    since construction: `tokens` are rows sent, `prompt_tokens` those of prompts whose first token is out.
+    """
+
+    def __init__(self, layout: KVLayout, *, stages: int, max_batch_tokens: int, max_waiting: int, context: int) -> None:
+        self._layout = layout
+        self._stages = stages
+        self._max_batch_tokens = max_batch_tokens
+        self._max_waiting = max_waiting
+        self._context = context
+        self._roster = Roster(layout)
+        self._reserve = OutputReserve()
+        self._pace = Pace(stages)
+        self._in_flight: deque[InFlight] = deque()
+        self._pieces: dict[int, Piece] = {}  # of the microbatch in the making, by sequence
+        self.microbatches = 0
+        self.tokens = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.preemptions = 0
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait to be admitted, the preempted included."""
+        return len(self._roster.waiting)
+
+    @property
+    def running(self) -> int:
+        """Admitted sequences."""
+        return len(self._roster.running)
+
+    @property
+    def in_flight(self) -> int:
+        """Microbatches whose results are not back."""
+        return len(self._in_flight)
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Known tokens not yet sent down the pipe, and tokens that may still be generated, over all sequences."""
+        return self._roster.outstanding_tokens
+
+    @property
+    def used_blocks(self) -> tuple[int, ...]:
+        """KV blocks held, one entry a window class."""
+        return self._roster.blocks.used
+
+    @property
+    def total_blocks(self) -> tuple[int, ...]:
+        """KV blocks in all, one entry a window class."""
+        return self._roster.blocks.total
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence wait for its turn.
+
+        Raises:
+            QueueFull: `max_waiting` others wait already.
+            ValueError: it could not run even alone.
+        """
+        assert sequence.id not in self._roster.sequences, f"sequence {sequence.id} is here already"
+        assert sequence.prompt_tokens > 0, f"sequence {sequence.id} has no prompt"
+        assert sequence.max_tokens > 0, f"sequence {sequence.id} has max_tokens {sequence.max_tokens}"
+        length = sequence.prompt_tokens + sequence.max_tokens
+        asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {sequence.max_tokens} = {length}"
+        if length > self._context:
+            raise ValueError(f"{asked}, and the context is {self._context}")
+        if not self._layout.fits(length):
+            blocks = self._roster.blocks
+            raise ValueError(f"{asked} need {blocks.needed(length)} KV blocks, and the pools hold {list(blocks.total)}")
+        if self._roster.newcomers >= self._max_waiting:
+            raise QueueFull(self._roster.newcomers, self._max_waiting)
+        self._roster.enter(sequence)
+
+    def cancel(self, sequence_id: int) -> bool:
+        """Forget a sequence and free what it holds, at once, in flight or not; False if it is not here."""
+        sequence = self._roster.sequences.get(sequence_id)
+        if sequence is not None:
+            self._roster.end(sequence)
+        return sequence is not None
+
+    def schedule(self, epoch: int, step: int) -> Microbatch | None:
+        """The microbatch that may leave now, to be sent as this step of this epoch; None when there is none."""
+        if len(self._in_flight) > self._stages:
+            return None
+        preemptions = self.preemptions
+        self._take_decode_rows()
+        if self.preemptions == preemptions:  # room was short just now
+            self._admit()
+        self._take_chunks()
+        return self._launch(epoch, step) if self._pieces else None
+
+    def update(self, result: StepResult) -> list[Emitted]:
+        """Take in the oldest microbatch's results. Those for ended or preempted incarnations are dropped."""
+        assert self._in_flight, f"a result of epoch {result.epoch}, step {result.step}, and nothing is in flight"
+        flight = self._in_flight.popleft()
+        assert (result.epoch, result.step) == (flight.epoch, flight.step), (
+            f"the result is of epoch {result.epoch}, step {result.step}; due is {flight.epoch}, {flight.step}"
+        )
+        emitted = []
+        for sequence, scores in flight.scores_of(result):
+            sequence.scores.extend(scores)
+            if any(isnan(score) for score in scores):
+                emitted.append(self._fail(sequence))
+        for sequence, token, log_probability, finite in flight.samples_of(result):
+            emitted.append(self._append(sequence, token, log_probability) if finite else self._fail(sequence))
+        return emitted
+
+    def restart(self) -> None:
+        """For a new epoch: all blocks are free, nothing is in flight, and the running wait, to be computed again."""
+        self._in_flight.clear()
+        self._roster.restart()
+
+    def _take_decode_rows(self) -> None:
+        """An even share of the decoding sequences, those first that have waited longest."""
+        roster = self._roster
+        if not roster.ready or sum(flight.decodes for flight in self._in_flight) >= self._stages:
+            return
+        quota = self._pace.decode_rows(len(roster.decoding))
+        for sequence in list(roster.ready.values()):
+            if len(self._pieces) >= quota:
+                break
+            if sequence.phase is Phase.DECODE:  # else preempted for an older one
+                self._take(sequence, 1)
+
+    def _admit(self) -> None:
+        """Let the waiting in, by age, while KV holds them beside what the running will need."""
+        roster = self._roster
+        # Never more than the decode rows of a round: whoever still prefills then finds a row free in some microbatch.
+        seats = self._stages * self._max_batch_tokens - len(roster.running)
+        admitted = self._reserve.affordable(roster.blocks, roster.waiting.values(), roster.running.values(), seats)
+        for sequence in admitted:
+            roster.admit(sequence)
+        if admitted:
+            left = sum(sequence.uncomputed for sequence in roster.prefilling.values())
+            self._pace.set_prefill(left, decoding=bool(roster.decoding))
+
+    def _take_chunks(self) -> None:
+        """Chunks of known tokens, the oldest sequence's first, until the budget is spent."""
+        budget = min(self._pace.prefill_tokens, self._max_batch_tokens - len(self._pieces))
+        for sequence in list(self._roster.prefilling.values()):
+            if budget <= 0:
+                break
+            if sequence.phase is Phase.PREFILL:  # else preempted for an older one
+                budget -= self._take(sequence, min(sequence.uncomputed, self._layout.chunk, budget))
+
+    def _take(self, sequence: Sequence, length: int) -> int:
+        """Put a sequence's next tokens into the microbatch in the making: `length`, or what there is room for."""
+        if length := self._secure(sequence, length):
+            self._pieces[sequence.id] = Piece.following(sequence, length)
+            self._roster.advance(sequence, length)
+        return length
+
+    def _secure(self, sequence: Sequence, length: int) -> int:
+        """Blocks for its next `length` tokens, or for as many as there is room for; 0 if it has to wait for room.
+
+        Only younger sequences are preempted for it. So the oldest always goes on, and nobody loses work to itself.
+        """
+        blocks, rings, computed = self._roster.blocks, sequence.rings, sequence.computed
+        assert rings is not None
+        if computed + length <= rings.room:
+            return length
+        while (reach := blocks.reach(rings)) <= computed:
+            youngest = next(reversed(self._roster.running.values()))
+            if youngest is sequence:
+                assert len(self._roster.running) > 1, f"sequence {sequence.id} is alone, and {blocks.free} are free"
+                return 0
+            self._preempt(youngest)
+        length = min(length, reach - computed)
+        grown = blocks.grow(rings, computed + length)
+        assert grown, f"{blocks.free} blocks are free, and sequence {sequence.id} reaches {reach}"
+        return length
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Make room: the sequence gives back its blocks and will be computed again, before all who wait."""
+        if sequence.computed:  # else it loses no work
+            self.preemptions += 1
+            self._reserve.rise()
+        self._pieces.pop(sequence.id, None)
+        self._roster.take_back(sequence)
+
+    def _launch(self, epoch: int, step: int) -> Microbatch:
+        pieces = list(self._pieces.values())
+        self._pieces.clear()
+        microbatch = pack(epoch, step, pieces, self._roster.blocks.take_fresh())
+        assert len(microbatch.tokens) <= self._max_batch_tokens, f"{len(microbatch.tokens)} rows"
+        self._in_flight.append(InFlight.of(epoch, step, pieces))
+        self._reserve.decay()
+        self.microbatches += 1
+        self.tokens += len(microbatch.tokens)
+        return microbatch
+
+    def _append(self, sequence: Sequence, token: int, log_probability: float) -> Emitted:
+        """A sampled token: the sequence ends with it, or is ready to send it."""
+        offset = sequence.generated
+        self._roster.append(sequence, token)
+        self.completion_tokens += 1
+        self.prompt_tokens += sequence.prompt_tokens if offset == 0 else 0
+        end = EndReason.LENGTH if not sequence.remaining else None
+        if token in sequence.stop_set and offset >= sequence.min_tokens:
+            end = EndReason.STOP_TOKEN
+        if end is not None:
+            self._roster.end(sequence)
+        return Emitted(sequence.id, token, offset, log_probability, end)
+
+    def _fail(self, sequence: Sequence) -> Emitted:
+        self._roster.end(sequence)
+        return Emitted(sequence.id, None, sequence.generated, float("nan"), EndReason.NOT_FINITE)

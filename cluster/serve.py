@@ -1,0 +1,275 @@
+"""`tramontane serve` and `tramontane down`: check the model, start or join Ray, follow the controller, end cleanly."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tramontane.cluster.spec import NAMESPACE, ServiceSpec
+from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.stages.checkpoint import Checkpoint
+from tramontane.stages.config import ModelConfig
+from tramontane.stages.kv_layout import plan_kv
+from tramontane.stages.split import split_as, split_layers
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
+LARGEST_DEFAULT_CHUNK = 512
+POLL_S = 0.2
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Nothing of ours goes through Ray's object store; this is near its least size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """The command line's options; None is unset. `cli.py` says what each means."""
+
+    model_dir: Path | None
+    stages: int
+    split: tuple[int, ...] | None
+    name: str | None
+    host: str
+    port: int
+    insecure: bool
+    dtype: str | None
+    device: str
+    kv_memory: int | None
+    kv_length: int | None
+    chunk: int | None
+    max_batch_tokens: int
+    max_context: int | None
+    max_waiting: int
+    cpus_per_stage: float | None
+    threads: int | None
+    address: str | None
+    detach: bool
+    log_level: str
+
+
+def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
+    """Turn options and what the cluster offers (Ray's `cluster_resources()`) into the spec of a service.
+
+    Raises:
+        ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
+    """
+    model_dir = (options.model_dir or EMBEDDED).resolve()
+    config = ModelConfig.load(model_dir)
+    spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
+    if options.split and options.stages not in (1, len(options.split)):
+        raise ValueError(f"split names {len(options.split)} stages, and stages is {options.stages}")
+    Checkpoint.open(model_dir, config).owners(spans)
+    tokenizer = Tokenizer.load(model_dir, config)
+
+    context = options.max_context or config.context
+    if context > config.context:
+        raise ValueError(f"max-context is {context}; the checkpoint's context is {config.context}")
+    window = config.smallest_window
+    chunk = min(options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK), context, options.max_batch_tokens)
+    dtype = options.dtype or config.dtype
+    layout = plan_kv(
+        config,
+        spans,
+        kv_memory_bytes=options.kv_memory,
+        chunk=chunk,
+        context=context,
+        dtype=dtype,
+        kv_length=options.kv_length,
+    )
+    stages = len(spans)
+    cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / stages
+    gpus = resources.get("GPU", 0.0)
+    device = options.device if options.device != "auto" else "cuda" if gpus >= stages else "cpu"
+    return ServiceSpec(
+        generation=1,
+        name=options.name or model_dir.name,
+        model_dir=str(model_dir),
+        spans=tuple((span.start, span.stop) for span in spans),
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        context=context,
+        sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
+        max_batch_tokens=options.max_batch_tokens,
+        max_waiting=options.max_waiting,
+        cpus_per_stage=cpus,
+        threads=options.threads or max(1, math.floor(cpus)),
+        host=options.host,
+        port=options.port,
+        log_level=options.log_level,
+    )
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until Ctrl-C or SIGTERM (with `detach`: until ready). The process's exit status.
+
+    Raises:
+        ValueError: see `plan_service`, or the options contradict each other.
+        ConnectionError: no Ray cluster at `address`.
+    """
+    _check_reach(options)
+    plan_service(options, {})  # what is wrong with the model is said before Ray starts
+
+    ending = threading.Event()
+    _start_ray(options.address)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
+    from tramontane.cluster import actors
+
+    controller = None
+    try:
+        import ray
+
+        spec = plan_service(options, ray.cluster_resources())
+        _say_plan(spec)
+        controller = actors.create_controller(spec)
+        ready = _follow(controller, spec, ending, owns_ray=options.address is None)
+        if ready and options.detach:
+            controller = None
+            return 0
+        return 0 if _hold(controller, ending) and ready else 1
+    finally:
+        if controller is not None:
+            _end(controller)
+        ray.shutdown()
+
+
+def down(address: str) -> int:
+    """End the service on a Ray cluster. The process's exit status.
+
+    Raises:
+        ConnectionError: no Ray cluster at `address`.
+    """
+    _start_ray(address)
+    import ray
+
+    from tramontane.cluster import actors
+
+    try:
+        controller = actors.find_controller()
+        if controller is None:
+            click.echo("nothing is served there")
+            return 1
+        _end(controller)
+        return 0
+    finally:
+        ray.shutdown()
+
+
+def _check_reach(options: ServeOptions) -> None:
+    if options.detach and options.address is None:
+        raise ValueError("detach needs --address: without it, the service's Ray ends with this command")
+    host = options.host
+    loopback = host == "localhost"
+    try:
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass  # another name: not known to be loopback
+    if not loopback and not options.insecure:
+        raise ValueError(f"host is {host}, beyond loopback: there is no authentication; --insecure allows it")
+
+
+def _start_ray(address: str | None) -> None:
+    """Start a Ray of our own, or join one. Ray reads its environment when it is imported, so that is set first."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in os.environ else "disabled")
+    import ray
+
+    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        click.echo("starting Ray")
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address or "local", **quiet)
+    except ConnectionError as error:
+        raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def _say_plan(spec: ServiceSpec) -> None:
+    from tramontane.cluster import actors
+
+    layers = " + ".join(str(last - first) for first, last in spec.spans)
+    resources = ", ".join(f"{amount:g} {name}" for name, amount in spec.stage_resources().items())
+    click.echo(f"model {spec.name}: {layers} layers, {spec.dtype} on {spec.device}, {resources} a stage")
+    click.echo(
+        f"KV holds {spec.layout.capacity_tokens():,} tokens of short sequences; context {spec.context:,}, "
+        f"chunk {spec.layout.chunk}"
+    )
+    click.echo(f"logs in {actors.session_dir() / 'logs'}")
+
+
+def _follow(controller: Any, spec: ServiceSpec, ending: threading.Event, *, owns_ray: bool) -> bool:
+    """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it."""
+    import ray
+
+    said = ""
+    while not ending.is_set():
+        status = ray.get(controller.status.remote())
+        line = _line(status, spec)
+        if line and line != said:
+            click.echo(line, err=status.phase == "broken")
+            said = line
+        if status.phase == "ready":
+            return True
+        if status.phase == "broken" or (status.phase == "waiting for room" and status.detail and owns_ray):
+            ending.set()
+        else:
+            ending.wait(POLL_S)
+    return False
+
+
+def _line(status: Any, spec: ServiceSpec) -> str:
+    match status.phase:
+        case "waiting for room":
+            return str(status.detail)
+        case "loading":
+            return f"loading, {math.floor(status.fraction * 10) * 10} %"
+        case "ready":
+            host = f"[{spec.host}]" if ":" in spec.host else spec.host
+            return f"ready: {spec.name} on {host}:{status.port}"
+        case "broken":
+            return f"not serving: {status.detail}"
+        case _ if status.port:
+            return f"listening on port {status.port}"
+    return ""
+
+
+def _hold(controller: Any, ending: threading.Event) -> bool:
+    """Wait for the user's end; a service that breaks is said once. True if it was whole until then."""
+    import ray
+
+    whole = True
+    while not ending.wait(POLL_S * 5):
+        status = ray.get(controller.status.remote())
+        if status.phase == "broken" and whole:
+            click.echo(f"not serving: {status.detail}", err=True)
+            whole = False
+    return whole
+
+
+def _end(controller: Any) -> None:
+    import ray
+
+    click.echo("ending")
+    sys.stdout.flush()
+    started = time.monotonic()
+    try:
+        ray.get(controller.stop.remote(), timeout=30)
+    except Exception as error:
+        click.echo(f"the controller did not end by itself: {type(error).__name__}", err=True)
+    ray.kill(controller)
+    click.echo(f"ended in {time.monotonic() - started:.1f} s")

@@ -1,0 +1,55 @@
+"""What a gateway must know of the model that it serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.protos import serving_pb2 as pb
+from tramontane.stages.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model as users see it."""
+
+    name: str
+    """What users call it."""
+    config: ModelConfig
+    context: int
+    """Prompt and completion together, in tokens; at most the checkpoint's."""
+    dtype: str
+    stages: int
+    version: str
+    """Changes with weights, configuration, tokenizer, dtype or numerics."""
+    row_invariant: bool
+    tokenizer: Tokenizer | None
+    """None where the checkpoint has none: ids in, ids out."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that a prompt may hold: the embedding's rows."""
+        return self.config.vocab
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The configuration's, else the tokenizer's."""
+        if self.config.eos_ids or self.tokenizer is None or self.tokenizer.eos_id is None:
+            return self.config.eos_ids
+        return (self.tokenizer.eos_id,)
+
+    def info(self, *, serving: bool) -> pb.ModelInfo:
+        """For the wire."""
+        return pb.ModelInfo(
+            name=self.name,
+            architecture=self.config.architecture,
+            context_tokens=self.context,
+            window_tokens=self.config.smallest_window,
+            dtype=self.dtype,
+            stages=self.stages,
+            version=self.version,
+            row_invariant=self.row_invariant,
+            vocabulary_tokens=self.vocabulary,
+            has_tokenizer=self.tokenizer is not None,
+            serving=serving,
+        )

@@ -1,0 +1,200 @@
+"""The service that users call: each method validates once, and hands on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from tramontane.cluster.completion import Clock, Completion
+from tramontane.cluster.errors import CallError
+from tramontane.cluster.offer import Offer
+from tramontane.cluster.pipeline import Arrivals, Pipeline, broken_end
+from tramontane.cluster.served_model import ServedModel
+from tramontane.cluster.stats import ServiceStats
+from tramontane.cluster.text import detokenize
+from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.validation import InvalidField, Request, choose_request_id, validate, validate_ids
+from tramontane.protos import serving_pb2 as pb
+from tramontane.protos import serving_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Send: TypeAlias = Callable[[pb.GenerateEvent], Awaitable[None]]
+T = TypeVar("T")
+
+INLINE_BYTES = 4096
+"""Messages up to this size are tokenized on the event loop, in about a millisecond; larger ones on a thread."""
+TOKENIZER_THREADS = 2
+
+
+class Servicer(pb_grpc.ServingServicer):
+    """Methods raise `CallError`; the interceptor makes a status of it."""
+
+    def __init__(self, offer: Offer, fetch_stats: Callable[[], Awaitable[ServiceStats]]) -> None:
+        self._offer = offer
+        self._fetch_stats = fetch_stats
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._numbers = itertools.count()
+        self._open: dict[int, tuple[Pipeline, Arrivals]] = {}
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
+        """Collect the stream."""
+        response, text = pb.GenerateResponse(), []
+
+        async def collect(event: pb.GenerateEvent) -> None:
+            if event.HasField("started"):
+                response.started.CopyFrom(event.started)
+            if event.HasField("finished"):
+                response.finished.CopyFrom(event.finished)
+            text.append(event.delta.text)
+            response.completion.token_ids.extend(event.delta.token_ids)
+            response.completion.log_probabilities.extend(event.delta.log_probabilities)
+
+        await self._generate(request, context, collect)
+        response.completion.text = "".join(text)
+        return response
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+        """Write events as they come. (Not a generator: a write that blocks is then ended by CancelledError alone.)"""
+        await self._generate(request, context, context.write)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        """As a prompt is tokenized."""
+        _, tokenizer = self._tokenizer(request, "text")
+        add_bos = request.add_bos if request.HasField("add_bos") else True
+        ids = await self._compute(len(request.text), lambda: tokenizer.encode(request.text, add_bos=add_bos))
+        return pb.TokenizeResponse(ids=ids)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
+        """As a completion's ids become text."""
+        model, tokenizer = self._tokenizer(request, "ids")
+        if len(request.ids) > model.context:
+            raise _invalid(InvalidField("ids", f"may be {model.context}, the context; it has {len(request.ids)}"))
+        try:
+            ids = validate_ids("ids", request.ids, model.vocabulary).tolist()
+        except InvalidField as error:
+            raise _invalid(error) from error
+        text = await self._compute(len(ids), lambda: detokenize(tokenizer, ids, continuation=request.continuation))
+        return pb.DetokenizeResponse(text=text)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """The one that is loaded, serving or not."""
+        model = self._offer.require(None)
+        return pb.ListModelsResponse(models=[model.info(serving=self._offer.serving)])
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:  # noqa: N802
+        """What the service's parts say of themselves."""
+        stats = await self._fetch_stats()
+        return pb.GetStatsResponse(
+            processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
+            stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],
+            routers=[pb.RouterStats(**asdict(router)) for router in stats.routers],
+        )
+
+    async def wait_idle(self) -> None:
+        """Wait until no generation is going on."""
+        await self._idle.wait()
+
+    def end_all(self, reason: str) -> None:
+        """End every generation with UNAVAILABLE."""
+        for number, (pipeline, arrivals) in self._open.items():
+            pipeline.cancel(number)
+            arrivals.end(broken_end(number, reason))
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _generate(self, message: pb.GenerateRequest, context: Context, send: Send) -> None:
+        """Serve one request until its end, its deadline or its client's leaving, and say in the log which it was."""
+        request_id = choose_request_id(message)
+        arrived_s, remaining_s = _now(), context.time_remaining()
+        deadline_s = None if remaining_s is None else arrived_s + remaining_s
+        self._calls += 1
+        self._idle.clear()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                model = self._offer.require(message.model if message.HasField("model") else None)
+                request = await self._admit(message, model, request_id)
+                await self._complete(request, model, arrived_s, deadline_s, send)
+        except CallError as error:
+            error.request_id = request_id
+            log.info("request %s: %s, %s", request_id, error.code.name, error.message)
+            raise
+        except TimeoutError:
+            late = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
+            late.request_id = request_id
+            log.info("request %s: %s", request_id, late.code.name)
+            raise late from None
+        except asyncio.CancelledError:
+            log.info("request %s: its client left, or its deadline passed", request_id)
+            raise
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _admit(self, message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Request:
+        if message.HasField("resume"):
+            raise CallError(grpc.StatusCode.UNIMPLEMENTED, "resume is not supported yet", field="resume")
+        if not self._offer.serving:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, self._offer.reason)
+        try:
+            return await self._compute(len(message.text), lambda: validate(message, model, request_id))
+        except InvalidField as error:
+            raise _invalid(error) from error
+
+    async def _complete(
+        self, request: Request, model: ServedModel, arrived_s: float, deadline_s: float | None, send: Send
+    ) -> None:
+        """From a pipeline's tokens to the last event. Whatever ends this frees the request at its pipeline."""
+        pipeline, number, submitted_s = self._offer.choose(), next(self._numbers), _now()
+        remaining_ms = None if deadline_s is None else max(deadline_s - submitted_s, 0.0) * 1e3
+        completion = Completion(request, model, Clock(arrived_s=arrived_s, submitted_s=submitted_s))
+        arrivals = pipeline.submit(request.submit(number, remaining_ms))
+        self._open[number] = pipeline, arrivals
+        log.info("request %s: %d prompt tokens, to %s", request.request_id, len(request.tokens), pipeline.name)
+        try:
+            while completion.reason is None:
+                event = completion.advance(await arrivals.take())
+                if completion.reason is not None:
+                    pipeline.cancel(number)  # after a stop string: before a slow reader can delay it
+                await send(event)
+        finally:
+            pipeline.cancel(number)
+            del self._open[number]
+        reason = pb.FinishReason.Name(completion.reason)
+        log.info("request %s: %s after %d tokens", request.request_id, reason, completion.tokens)
+
+    def _tokenizer(
+        self, request: pb.TokenizeRequest | pb.DetokenizeRequest, field: str
+    ) -> tuple[ServedModel, Tokenizer]:
+        model = self._offer.require(request.model if request.HasField("model") else None)
+        if model.tokenizer is None:
+            raise _invalid(InvalidField(field, f"needs a tokenizer, and model {model.name!r} has none"))
+        return model, model.tokenizer
+
+    async def _compute(self, size: int, work: Callable[[], T]) -> T:
+        """Do small work here, large work on a thread, so that the event loop goes on."""
+        if size <= INLINE_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _invalid(error: InvalidField) -> CallError:
+    return CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), field=error.field)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,255 @@
+"""Train a small Mixtral from a text: `python deploy/train.py TEXT --out DIR`.
+
+The first nine tenths of the text train model and tokenizer; the last tenth is seen by neither and judges. A text as
+small as a megabyte is overfitted within minutes, so every epoch cuts it into other pieces (subword regularisation,
+Kudo 2018), branches drop out, and the weights that are kept are a moving average, saved whenever they judge better.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tramontane.deploy.muon import Muon
+from tramontane.deploy.training_model import Shape, TrainingModel, accumulate_gradients, hugging_face_tensors
+
+BOS, EOS = 1, 2
+SHARP = 0.2  # how sharply sampled segmentations prefer the best one; 0 is uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train."""
+
+    epochs: int
+    batch: int
+    microbatches: int
+    length: int
+    muon_lr: float
+    adam_lr: float
+    balance: float
+    ema: float = 0.995
+    warmup_steps: int = 20
+    threads: int = 2
+
+
+class Judgement(NamedTuple):
+    """What the unseen tenth says."""
+
+    nats_per_token: float
+    bits_per_character: float
+    least_share: float
+    """The smallest share of assignments that any expert of any layer gets."""
+
+
+def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A unigram vocabulary with byte fallback, so that any text can be said; text comes back as it was."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=vocab,
+        model_type="unigram",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        bos_id=BOS,
+        eos_id=EOS,
+        minloglevel=2,
+    )
+    path.with_suffix(".vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def encode(tokenizer: sentencepiece.SentencePieceProcessor, text: str, *, sampled: bool = False) -> Tensor:
+    """Token ids of the whole text, cut line by line: the likeliest pieces, or sampled ones."""
+    lines = text.splitlines(keepends=True)
+    pieces: list[list[int]] = tokenizer.encode(lines, enable_sampling=sampled, alpha=SHARP, nbest_size=-1)
+    return torch.tensor([token for line in pieces for token in line])
+
+
+def batches(tokens_N: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+    """The epoch's text in random order, [B, length + 1] at a time; every fourth sequence starts with BOS."""
+    start = int(torch.randint(recipe.length, (1,), generator=generator))
+    usable = tokens_N[start : start + (len(tokens_N) - start - 1) // recipe.length * recipe.length + 1]
+    sequences = usable.unfold(0, recipe.length + 1, recipe.length)
+    for rows in torch.randperm(len(sequences), generator=generator).split(recipe.batch):
+        batch_BT = sequences[rows].clone()
+        batch_BT[torch.rand(len(rows), generator=generator) < 0.25, 0] = BOS
+        yield batch_BT
+
+
+@torch.inference_mode()
+def judge(model: TrainingModel, tokens_N: Tensor, characters: int, length: int = 1024) -> Judgement:
+    """The loss of a text as one stream: each token sees at least `length` tokens before it, or the text's beginning.
+
+    With 8 layers of window 128 nothing is seen beyond 8 x 127 positions, so the cut changes nothing.
+    """
+    model.eval()
+    tokens_N = torch.cat([torch.tensor([BOS]), tokens_N])
+    nats, counts = 0.0, torch.zeros(model.shape.layers, model.shape.experts)
+    for start in range(0, len(tokens_N) - 1, length):
+        context = min(start, length)
+        part = tokens_N[start - context : start + length + 1]
+        logits_BTV, routings = model(part[None, :-1])
+        nats += F.cross_entropy(logits_BTV[0, context:], part[context + 1 :], reduction="sum").item()
+        for layer, routing in enumerate(routings):
+            counts[layer] += routing.chosen_Nk[context:].flatten().bincount(minlength=model.shape.experts)
+    model.train()
+    share = (counts / counts.sum(1, keepdim=True)).min().item()
+    return Judgement(nats / (len(tokens_N) - 1), nats / characters / math.log(2), share)
+
+
+def save(model: TrainingModel, folder: Path) -> None:
+    """Write weights and configuration; each file appears whole or not at all."""
+    shape = model.shape
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.ffn_dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "sliding_window": shape.window,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "tie_word_embeddings": True,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "torch_dtype": "bfloat16",
+    }
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        weights = Path(scratch) / "model.safetensors"
+        save_file(hugging_face_tensors(model), weights, metadata={"format": "pt"})
+        weights.chmod(0o644)
+        os.replace(weights, folder / "model.safetensors")
+    for name, values in (
+        ("config.json", config),
+        ("generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS}),
+    ):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def optimizers_of(model: TrainingModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, AdamW for embedding, gates and norms."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inside = parameter.dim() > 1 and "embed" not in name and "gate" not in name
+        (matrices if inside else others).append(parameter)
+    adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, lr=recipe.muon_lr), adam]
+
+
+def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> tuple[TrainingModel, Judgement]:
+    """Train and save the best moving average; that average, rounded to bfloat16 as saved, and its judgement."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(recipe.threads)
+    sentencepiece.set_random_generator_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    cut = len(text) * 9 // 10
+    tokenizer = train_tokenizer(text[:cut], shape.vocab, folder / "tokenizer.model")
+    unseen_N = encode(tokenizer, text[cut:])
+    model = TrainingModel(shape)
+    average, best_model, best = copy.deepcopy(model), copy.deepcopy(model), Judgement(math.inf, math.inf, 0.0)
+    optimizers = optimizers_of(model, recipe)
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    steps = recipe.epochs * (len(encode(tokenizer, text[:cut])) // (recipe.batch * recipe.length))
+    step, started = 0, time.monotonic()
+    for epoch in range(recipe.epochs):
+        losses = []
+        for batch_BT in batches(encode(tokenizer, text[:cut], sampled=epoch > 0), recipe, generator):
+            rate = min((step + 1) / recipe.warmup_steps, max(0.02, 1 - step / steps))
+            for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
+                group["lr"] = peak * rate
+            losses.append(
+                accumulate_gradients(model, batch_BT, microbatches=recipe.microbatches, balance=recipe.balance)
+            )
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            decay = min(recipe.ema, step / (step + 10))
+            with torch.no_grad():
+                for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(now, 1 - decay)
+            if step % 20 == 0:
+                click.echo(
+                    f"step {step}/{steps}  loss {sum(losses[-20:]) / 20:.3f}  {time.monotonic() - started:.0f} s"
+                )
+        judgement = judge(average, unseen_N, len(text) - cut)
+        click.echo(f"epoch {epoch + 1}/{recipe.epochs}  {describe(judgement)}")
+        if judgement.bits_per_character < best.bits_per_character:
+            best, best_model = judgement, copy.deepcopy(average)
+            save(best_model, folder)
+    best_model.to(torch.bfloat16).to(torch.float32)
+    return best_model, judge(best_model, unseen_N, len(text) - cut)
+
+
+def describe(judgement: Judgement) -> str:
+    """One line."""
+    return (
+        f"unseen: {judgement.nats_per_token:.4f} nats a token, {judgement.bits_per_character:.4f} bits a character, "
+        f"least used expert {judgement.least_share:.1%}"
+    )
+
+
+def parameters_of(shape: Shape) -> tuple[int, int]:
+    """Parameters in total, and those that one token uses (all but the experts not chosen)."""
+    total = sum(parameter.numel() for parameter in TrainingModel(shape).parameters())
+    expert = 3 * shape.dim * shape.ffn_dim
+    return total, total - shape.layers * (shape.experts - shape.experts_per_token) * expert
+
+
+@click.command()
+@click.argument("text", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+@click.option("--epochs", default=12, show_default=True)
+@click.option("--batch", default=16, show_default=True, help="Sequences a step.")
+@click.option("--microbatches", default=2, show_default=True, help="Parts that a batch is computed in.")
+@click.option("--length", default=256, show_default=True, help="Tokens of a sequence.")
+@click.option("--muon-lr", default=0.02, show_default=True)
+@click.option("--adam-lr", default=0.004, show_default=True)
+@click.option("--balance", default=0.01, show_default=True, help="Weight of the load-balancing loss.")
+@click.option("--dropout", default=0.1, show_default=True)
+@click.option("--ffn-dim", default=112, show_default=True, help="Width of an expert.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def main(text: Path, out: Path, dropout: float, ffn_dim: int, seed: int, **options: float) -> None:
+    """Train a small Mixtral on the file TEXT and write a Hugging Face folder with its own tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    shape, recipe = Shape(dropout=dropout, ffn_dim=ffn_dim), Recipe(**options)  # type: ignore[arg-type]
+    total, active = parameters_of(shape)
+    click.echo(f"{total:,} parameters, {active:,} active")
+    started = time.monotonic()
+    _, judgement = train(text.read_text(encoding="utf-8"), out, shape, recipe, seed)
+    click.echo(f"best, as saved: {describe(judgement)}")
+    record = {"parameters": total, "active": active, "seconds": round(time.monotonic() - started)}
+    click.echo(json.dumps(record | judgement._asdict()))
+
+
+if __name__ == "__main__":
+    main()

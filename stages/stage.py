@@ -1,0 +1,306 @@
+"""A consecutive slice of the layers on one device, stepping through microbatches in order.
+
+    load      read, check and pack this stage's own tensors, one layer at a time
+    bind      a router takes hold of it: a fresh KV pool, step 0
+    inbox     where the rows of the next microbatch are received            (not on the first stage)
+    step      embed or enter -> my blocks -> rows for the next stage, or norm, head, sampler -> StepResult
+
+Letters: T rows of the microbatch, D model dim, M sampled rows, K scored rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tramontane.stages.checkpoint import Checkpoint
+from tramontane.stages.config import ModelConfig
+from tramontane.stages.identity import numerics_id
+from tramontane.stages.kernels import Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
+from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
+from tramontane.stages.microbatch import Microbatch, StepResult
+from tramontane.stages.sampler import sample, score
+from tramontane.stages.weights import TORCH_DTYPES, WeightReader
+
+logger = logging.getLogger(__name__)
+
+NO_SCORES = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """Counters since the stage was loaded; readers subtract two."""
+
+    busy_ns: int = 0
+    """Time inside `step`."""
+    steps: int = 0
+    tokens: int = 0
+    """Rows stepped through."""
+
+
+class Inbox:
+    """A small pool of receive buffers. One thread fills them, another consumes them, in the same order."""
+
+    def __init__(self, max_tokens: int, row_bytes: int, pinned: bool) -> None:
+        self._max_tokens = max_tokens
+        self._row_bytes = row_bytes
+        self._pinned = pinned
+        self._free: deque[Tensor] = deque()
+        self._filled: deque[tuple[Tensor, int]] = deque()
+
+    def hand_out(self, tokens: int) -> memoryview:
+        """Writable bytes for so many rows.
+
+        Raises:
+            ValueError: more than a microbatch may have.
+        """
+        if not 0 < tokens <= self._max_tokens:
+            raise ValueError(f"microbatch has {tokens} tokens; the stage takes 1 to {self._max_tokens}")
+        try:
+            buffer = self._free.popleft()
+        except IndexError:
+            buffer = torch.empty(self._max_tokens * self._row_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        self._filled.append((buffer, tokens))
+        return memoryview(buffer.numpy())[: tokens * self._row_bytes]
+
+    def take(self) -> tuple[Tensor, int]:
+        """The buffer handed out first among those not taken yet, and its rows."""
+        assert self._filled, "a step came before its rows were received"
+        return self._filled.popleft()
+
+    def discard(self) -> None:
+        """Let the oldest rows go unread, if there are any."""
+        if self._filled:
+            self.give_back(self.take()[0])
+
+    def give_back(self, buffer: Tensor) -> None:
+        """The rows have been read: the buffer may be handed out again."""
+        self._free.append(buffer)
+
+
+class Stage:
+    """Some consecutive layers of a model, with the embedding at the first and the head at the last stage.
+
+    `step` belongs to one thread, `inbox` may be called from another. Attributes are safe to read from any.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        span: range,
+        kernels: Kernels,
+        *,
+        dtype: str,
+        device: str,
+        embedding: PackedEmbedding | None,
+        layers: dict[int, PackedLayer],
+        head: PackedHead | None,
+        digests: dict[str, bytes],
+        sampleable_ids: int,
+    ) -> None:
+        self.config = config
+        self.span = span
+        self.digests = digests
+        """SHA-256 of each tensor that this stage owns, by name."""
+        self.numerics = numerics_id(device, kernels.name)
+        self.row_invariant = kernels.row_invariant
+        self.stats = StageStats()
+        self.epoch = 0
+        """The highest epoch bound; 0 before any."""
+        self._kernels = kernels
+        self._dtype = TORCH_DTYPES[dtype]
+        self._pinned = torch.device(device).type == "cuda"
+        self._embedding = embedding
+        self._layers = layers
+        self._head = head
+        self._sampleable_ids = sampleable_ids
+        self._binding: Binding | None = None
+        self._inbox: Inbox | None = None
+
+    @classmethod
+    @torch.inference_mode()
+    def load(
+        cls,
+        config: ModelConfig,
+        model_dir: Path,
+        span: range,
+        *,
+        dtype: str,
+        device: str,
+        on_progress: Callable[[float], None] = lambda _: None,
+        kernels: str | None = None,
+        sampleable_ids: int | None = None,
+    ) -> Stage:
+        """Read and pack the tensors of the layers in `span`, and embedding and head where the span touches the ends.
+
+        `kernels` names a kernel set (default: the device's own). Ids from `sampleable_ids` on (default: the
+        vocabulary's end) are never sampled. `on_progress` hears fractions from 0 to 1.
+
+        Raises:
+            ValueError: the checkpoint is damaged or of another shape, or the device or kernel set is not there.
+        """
+        chosen = choose_kernels(config, dtype=dtype, device=device, name=kernels)
+        reader = WeightReader(Checkpoint.open(model_dir, config), span, dtype, on_progress)
+        is_first, is_last = span.start == 0, span.stop == config.layers
+        stage = cls(
+            config,
+            span,
+            chosen,
+            dtype=dtype,
+            device=device,
+            embedding=chosen.pack_embedding(reader.embedding()) if is_first else None,
+            layers={index: chosen.pack_layer(reader.layer(index)) for index in span},
+            head=chosen.pack_head(reader.norm(), reader.head()) if is_last else None,
+            digests=reader.digests,
+            sampleable_ids=min(sampleable_ids or config.vocab, config.vocab),
+        )
+        assert not reader.unread, f"tensors of layers {span} that nobody read: {reader.unread}"
+        logger.info("layers %d to %d of %s loaded: %s", span.start, span.stop - 1, model_dir.name, stage.numerics)
+        return stage
+
+    @property
+    def is_first(self) -> bool:
+        """Whether tokens enter here."""
+        return self.span.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether tokens are chosen here."""
+        return self.span.stop == self.config.layers
+
+    @property
+    def pools(self) -> dict[int, KVPool]:
+        """The KV pools of the binding, by the class's place in the layout's windows; empty before any."""
+        return self._binding.pools if self._binding else {}
+
+    @torch.inference_mode()
+    def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int) -> None:
+        """A router takes hold of the stage: a fresh KV pool, and step 0 comes next.
+
+        `context` bounds positions, `max_tokens` a microbatch. The former binding is gone.
+
+        Raises:
+            ValueError: the epoch is not higher than all before.
+        """
+        if epoch <= self.epoch:
+            raise ValueError(f"epoch is {epoch}; the stage was bound at {self.epoch} and takes only a higher one")
+        # The old pools go first, since two may not fit; should the new ones not fit, the old epoch is over all the same.
+        self.epoch, self._binding = epoch, None
+        self._binding = Binding(
+            self.config,
+            self.span,
+            self._kernels,
+            epoch=epoch,
+            layout=layout,
+            context=context,
+            max_tokens=max_tokens,
+        )
+        row_bytes = self.config.dim * self._dtype.itemsize
+        self._inbox = None if self.is_first else Inbox(max_tokens, row_bytes, self._pinned)
+
+    def inbox(self, tokens: int) -> memoryview:
+        """Writable bytes for the rows that enter with a microbatch of so many tokens.
+
+        Several may be out at a time; steps consume them in the order in which they were handed out.
+
+        Raises:
+            ValueError: more tokens than the binding allows.
+        """
+        assert self._inbox is not None, "the first stage receives no rows, and the others only when bound"
+        return self._inbox.hand_out(tokens)
+
+    def step(self, microbatch: Microbatch) -> memoryview | StepResult:
+        """Compute a microbatch: rows for the next stage, as bytes of a fresh buffer, or on the last stage the result.
+
+        Raises:
+            StaleEpoch: the microbatch belongs to another binding.
+            OutOfOrder: it is not the step after the last.
+            ValueError: it breaks what was agreed at binding. In all three cases no row of the KV pool was touched.
+        """
+        begin = time.perf_counter_ns()
+        with torch.inference_mode():
+            rows_TD = self.forward(microbatch)
+            answer = self._result(microbatch, rows_TD) if self.is_last else self._bytes(rows_TD)
+        done = self.stats
+        self.stats = StageStats(
+            busy_ns=done.busy_ns + time.perf_counter_ns() - begin,
+            steps=done.steps + 1,
+            tokens=done.tokens + len(microbatch.tokens),
+        )
+        return answer
+
+    @torch.inference_mode()
+    def forward(self, microbatch: Microbatch) -> Tensor:
+        """`step` without its end: the rows [T, D] after this stage's last block. Raises as `step` does."""
+        binding, kernels = self._admit(microbatch), self._kernels
+        binding.clear_fresh(microbatch)
+        plans = kernels.plan(microbatch, binding.layout, binding.classes)
+        if self._inbox is None:
+            rows_TD = kernels.embed(self._embedding, microbatch.tokens)
+        else:
+            rows_TD = self._received(self._inbox, len(microbatch.tokens))
+        for index, layer in self._layers.items():
+            window_class, place = binding.place[index]
+            storage = binding.pools[window_class].storage
+            rows_TD = kernels.attention(layer, rows_TD, plans[window_class], storage, place)
+            rows_TD = kernels.experts(layer, rows_TD)
+        return rows_TD
+
+    @torch.inference_mode()
+    def logits(self, rows_MD: Tensor) -> Tensor:
+        """Norm and head over rows that left the last block: float32 [M, V]. Last stage only."""
+        assert self.is_last, f"layers {self.span} of {self.config.layers}: the head is at another stage"
+        return self._kernels.head(self._head, rows_MD)
+
+    def _admit(self, microbatch: Microbatch) -> Binding:
+        """The binding, if the microbatch is its next; a refused one's rows are let go, so that the next finds its own."""
+        try:
+            if self._binding is None:
+                raise StaleEpoch(f"microbatch of epoch {microbatch.epoch}; the stage is bound to no router")
+            self._binding.admit(microbatch)
+        except ValueError:
+            if self._inbox is not None:
+                self._inbox.discard()
+            raise
+        return self._binding
+
+    def _received(self, inbox: Inbox, tokens: int) -> Tensor:
+        """The rows of the oldest buffer handed out, copied out of it. [T, D]"""
+        buffer, received = inbox.take()
+        assert received == tokens, f"{received} rows were received for a microbatch of {tokens} tokens"
+        size = tokens * self.config.dim * self._dtype.itemsize
+        rows_TD = buffer[:size].view(self._dtype).view(tokens, self.config.dim).clone()
+        inbox.give_back(buffer)
+        return self._kernels.enter(rows_TD)
+
+    def _bytes(self, rows_TD: Tensor) -> memoryview:
+        return memoryview(self._kernels.leave(rows_TD).view(torch.uint8).numpy()).cast("B")
+
+    def _result(self, microbatch: Microbatch, rows_TD: Tensor) -> StepResult:
+        sampled, scored = microbatch.sampled, microbatch.scored
+        wanted = np.concatenate([sampled.row, scored.row]).astype(np.int64)
+        count = len(sampled.row)
+        if len(wanted):
+            logits_MV = self.logits(rows_TD[torch.from_numpy(wanted).to(rows_TD.device)])
+        else:
+            logits_MV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
+        position_M = microbatch.position[sampled.row] + 1
+        token, log_probability, finite = sample(logits_MV[:count], sampled, position_M, self._sampleable_ids)
+        scores = score(logits_MV[count:], scored.target, self._sampleable_ids) if len(scored.row) else NO_SCORES
+        return StepResult(
+            epoch=microbatch.epoch,
+            step=microbatch.step,
+            token=token,
+            log_probability=log_probability,
+            finite=finite,
+            score=scores,
+        )

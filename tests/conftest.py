@@ -1,0 +1,27 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service import Service
+
+EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def embedded_dir() -> Path:
+    return EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """The embedded model in float32 on two stages, over real Ray and real gRPC. Tests must leave it serving."""
+    running = Service("--stages", "2", "--dtype", "float32")
+    try:
+        assert running.target
+        yield running
+    finally:
+        assert running.end() == 0, running.output

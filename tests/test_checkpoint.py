@@ -1,0 +1,377 @@
+"""A checkpoint folder is accounted for tensor by tensor, and each stage reads exactly what is its own."""
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import cached_checkpoint, load_tensors, make_checkpoint, random_tensors, save_tensors
+from safetensors.torch import load_file, save_file
+
+from tramontane.stages.checkpoint import Checkpoint, check_tokenizer_size
+from tramontane.stages.config import EXAMPLE, ModelConfig
+from tramontane.stages.split import split_as
+from tramontane.stages.weights import WeightReader
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+
+
+def opened(folder):
+    return Checkpoint.open(folder, ModelConfig.load(folder))
+
+
+def read_all(reader, span, config):
+    """What a stage reads, by our own names."""
+    read = {}
+    if span.start == 0:
+        read["embedding"] = reader.embedding()
+    for index in span:
+        layer = reader.layer(index)
+        names = ("attention_norm_D", "q", "k", "v", "o", "ffn_norm_D", "gate")
+        read |= {f"{index}.{name}": getattr(layer, name) for name in names if getattr(layer, name) is not None}
+        for name in ("w1", "w2", "w3"):
+            read |= {f"{index}.{name}.{expert}": matrix for expert, matrix in enumerate(getattr(layer, name))}
+    if span.stop == config.layers:
+        read |= {"norm": reader.norm(), "head": reader.head()}
+    return read
+
+
+def expected(tensors, config):
+    """The same from the Hugging Face names, written out a second time."""
+    head = "model.embed_tokens.weight" if config.tied else "lm_head.weight"
+    names = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": head}
+    ours_to_theirs = {
+        "attention_norm_D": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "ffn_norm_D": "post_attention_layernorm",
+    }
+    if config.experts:
+        ours_to_theirs["gate"] = "block_sparse_moe.gate"
+        for expert, name in itertools.product(range(config.experts), ("w1", "w2", "w3")):
+            ours_to_theirs[f"{name}.{expert}"] = f"block_sparse_moe.experts.{expert}.{name}"
+    else:
+        ours_to_theirs |= {"w1.0": "mlp.gate_proj", "w2.0": "mlp.down_proj", "w3.0": "mlp.up_proj"}
+    for layer, (ours, theirs) in itertools.product(range(config.layers), ours_to_theirs.items()):
+        names[f"{layer}.{ours}"] = f"model.layers.{layer}.{theirs}.weight"
+    return {ours: tensors[theirs] for ours, theirs in names.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard_size", [None, "20KB"])
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "MixtralForCausalLM"])
+def test_stages_together_read_every_tensor_once(architecture, shard_size, tied, dtype):
+    folder = cached_checkpoint(architecture, dtype=dtype, shard_size=shard_size, tie_word_embeddings=tied)
+    assert (folder / INDEX).exists() == (shard_size is not None)
+    config, checkpoint = ModelConfig.load(folder), opened(folder)
+    theirs = expected(load_tensors(folder), config)
+    for counts in ([3], [1, 2], [1, 1, 1]):
+        spans = split_as(config, counts)
+        owners, read = checkpoint.owners(spans), {}
+        for stage, span in enumerate(spans):
+            progress: list[float] = []
+            reader = WeightReader(checkpoint, span, "float32", progress.append)
+            assert set(reader.unread) == {name for name, stages in owners.items() if stage in stages}
+            mine = read_all(reader, span, config)
+            assert reader.unread == ()
+            assert progress == sorted(progress)
+            assert progress[-1] == 1.0
+            assert not (read.keys() & mine.keys())
+            read |= mine
+        assert read.keys() == theirs.keys()
+        assert all(torch.equal(read[name], theirs[name]) and read[name].dtype == torch.float32 for name in read)
+
+
+def test_the_dtype_asked_for_is_the_dtype_read():
+    folder = cached_checkpoint("MixtralForCausalLM")
+    reader = WeightReader(opened(folder), range(3), "bfloat16")
+    tensors = load_tensors(folder)
+    assert torch.equal(reader.layer(1).q, tensors[Q1].bfloat16())
+    assert reader.embedding().dtype == reader.norm().dtype == reader.head().dtype == torch.bfloat16
+
+
+def test_a_stage_needs_no_shard_but_its_own(tmp_path):
+    """One shard a layer: a stage reads its layers from a folder that has lost the data of all others."""
+    config = EXAMPLE
+    tensors = random_tensors(config)
+    weight_map = {}
+    for name in tensors:
+        layer = name.split(".")[2] if ".layers." in name else "0" if "embed" in name else "3"
+        weight_map[name] = f"layer-{layer}.safetensors"
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, tmp_path / file)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = Checkpoint.open(tmp_path, config)
+    for layer in (0, 3):
+        (tmp_path / f"layer-{layer}.safetensors").unlink()
+    reader = WeightReader(checkpoint, range(1, 3), "float32")
+    read = read_all(reader, range(1, 3), config)
+    assert reader.unread == ()
+    assert all(torch.equal(tensor, expected(tensors, config)[name]) for name, tensor in read.items())
+    assert len(reader.digests) == len(read)
+    with pytest.raises(FileNotFoundError):
+        WeightReader(checkpoint, range(1), "float32").embedding()
+
+
+def test_every_cut_has_one_owner_a_tensor():
+    for tied in (False, True):
+        folder = cached_checkpoint("MixtralForCausalLM", tie_word_embeddings=tied)
+        config, checkpoint = ModelConfig.load(folder), opened(folder)
+        for counts in ([3], [1, 2], [2, 1], [1, 1, 1]):
+            owners = checkpoint.owners(split_as(config, counts))
+            assert owners.keys() == load_tensors(folder).keys()
+            embedding = owners.pop("model.embed_tokens.weight")
+            assert embedding == ((0, len(counts) - 1) if tied and len(counts) > 1 else (0,))
+            assert all(len(stages) == 1 for stages in owners.values())
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([range(1), range(2, 3)], "tensor model.layers.1.input_layernorm.weight belongs to no stage"),
+        ([range(2), range(1, 3)], "tensor model.layers.1.input_layernorm.weight belongs to stages 0, 1"),
+        ([range(2)], "tensor model.layers.2.input_layernorm.weight belongs to no stage; the stages' layers are 0-1"),
+        ([range(1, 3)], "tensor model.embed_tokens.weight belongs to no stage"),
+    ],
+)
+def test_a_tensor_without_one_owner_is_named(spans, said):
+    with pytest.raises(ValueError, match=said):
+        opened(cached_checkpoint("MixtralForCausalLM")).owners(spans)
+
+
+# Refusals: each damages a good folder and says what must be named.
+
+
+def edit(folder, change):
+    """Rewrite model.safetensors after `change` has edited its tensors."""
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def raw(folder, change_header=None, cut=0, extra=b""):
+    """Rewrite model.safetensors after `change_header` has edited its JSON, `cut` bytes shorter or `extra` longer."""
+    content = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    if change_header:
+        change_header(header)
+    text = json.dumps(header).encode()
+    data = data[: len(data) - cut] + extra
+    (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def edit_index(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"], folder)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def one_dtype_off(tensors):
+    tensors[Q1] = tensors[Q1].bfloat16()
+
+
+def half(tensors):
+    tensors[Q1] = tensors[Q1].half()
+
+
+def widen(tensors):
+    tensors[Q1] = torch.zeros(48, 41)
+
+
+def transpose(tensors):
+    tensors[Q1] = tensors[Q1].T.contiguous()
+
+
+SINGLE_FILE_DAMAGE = {
+    "missing": (lambda f: edit(f, lambda t: t.pop(Q1)), SINGLE, f"tensor {Q1} is missing"),
+    "missing-norm": (lambda f: edit(f, lambda t: t.pop("model.norm.weight")), SINGLE, "tensor model.norm.weight is m"),
+    "missing-head": (lambda f: edit(f, lambda t: t.pop("lm_head.weight")), SINGLE, "tensor lm_head.weight is missing"),
+    "missing-many": (lambda f: edit(f, lambda t: [t.pop(n) for n in list(t) if "layers.1" in n]), SINGLE, "21 more)"),
+    "extra": (
+        lambda f: edit(f, lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": torch.zeros(48)})),
+        SINGLE,
+        "tensor model.layers.1.self_attn.q_proj.bias is no part of a MixtralForCausalLM of 3 layers",
+    ),
+    "extra-layer": (
+        lambda f: edit(f, lambda t: t.update({Q1.replace("1", "3", 1): torch.zeros(48, 40)})),
+        SINGLE,
+        "tensor model.layers.3.self_attn.q_proj.weight is no part",
+    ),
+    "fused-experts": (
+        lambda f: edit(f, lambda t: t.update({"model.layers.0.mlp.experts.down_proj": torch.zeros(5, 40, 56)})),
+        SINGLE,
+        "tensor model.layers.0.mlp.experts.down_proj is no part",
+    ),
+    "wide": (lambda f: edit(f, widen), SINGLE, f"tensor {Q1} has shape (48, 41); config.json says (48, 40)"),
+    "transposed": (lambda f: edit(f, transpose), SINGLE, f"tensor {Q1} has shape (40, 48); config.json says (48, 40)"),
+    "dtype-mix": (lambda f: edit(f, one_dtype_off), SINGLE, f"tensor {Q1} is bfloat16, the embedding float32"),
+    "float16": (lambda f: edit(f, half), SINGLE, f"tensor {Q1} has dtype F16; supported: F32, BF16"),
+    "truncated": (lambda f: raw(f, cut=1), SINGLE, "truncated: tensor model.norm.weight ends at byte"),
+    "half-gone": (lambda f: raw(f, cut=40_000), SINGLE, "truncated: tensor "),
+    "trailing": (lambda f: raw(f, extra=b"abc"), SINGLE, "3 bytes after the last tensor belong to none"),
+    "overlap": (
+        lambda f: raw(f, lambda h: h[Q1].update(data_offsets=h["lm_head.weight"]["data_offsets"], shape=[99, 40])),
+        SINGLE,
+        f"tensor {Q1} starts at byte",
+    ),
+    "bytes-for-shape": (lambda f: raw(f, lambda h: h[Q1].update(shape=[48, 39])), SINGLE, f"{Q1} has 7680 bytes"),
+    "negative-shape": (lambda f: raw(f, lambda h: h[Q1].update(shape=[-48, -40])), SINGLE, f"{Q1} has shape [-48"),
+    "no-offsets": (lambda f: raw(f, lambda h: h[Q1].pop("data_offsets")), SINGLE, f"{Q1} has no dtype, shape and"),
+    "odd-entry": (lambda f: raw(f, lambda h: h.update({Q1: 7})), SINGLE, f"{Q1} has no dtype, shape and"),
+    "empty-file": (lambda f: (f / SINGLE).write_bytes(b""), SINGLE, "truncated, or not a safetensors file: 0 bytes"),
+    "no-header": (lambda f: (f / SINGLE).write_bytes(b"\0" * 8), SINGLE, "its header is not JSON"),
+    "giant-header": (lambda f: (f / SINGLE).write_bytes(b"\xff" * 64), SINGLE, "not a safetensors file"),
+    "git-lfs-pointer": (
+        lambda f: (f / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        SINGLE,
+        "not a safetensors file",
+    ),
+    "no-weights": (lambda f: (f / SINGLE).unlink(), "", "holds neither model.safetensors nor model.safetensors.index"),
+    "pickled-only": (
+        lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"),
+        "",
+        "pytorch_model.bin (pickled weights, not supported)",
+    ),
+    "mistral-layout": (
+        lambda f: [(f / SINGLE).rename(f / "consolidated.safetensors"), (f / "params.json").touch()],
+        "",
+        "consolidated.safetensors (Mistral's own layout, not supported), params.json (Mistral's own layout",
+    ),
+    "gguf": (lambda f: (f / SINGLE).rename(f / "m.Q8_0.gguf"), "", "m.Q8_0.gguf (GGUF, not supported)"),
+    "both": (lambda f: (f / INDEX).write_text("{}"), "", "holds both model.safetensors and model.safetensors.index"),
+    "stray-shard": (
+        lambda f: shutil.copy(f / SINGLE, f / "model-00001-of-00002.safetensors"),
+        "model-00001-of-00002.safetensors",
+        "no part of the checkpoint, which is model.safetensors",
+    ),
+    "adapter": (
+        lambda f: shutil.copy(f / SINGLE, f / "adapter_model.safetensors"),
+        "adapter_model.safetensors",
+        "no part of the checkpoint",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", SINGLE_FILE_DAMAGE)
+def test_a_damaged_file_is_refused_by_file_and_tensor(tmp_path, damage):
+    spoil, file, said = SINGLE_FILE_DAMAGE[damage]
+    folder = make_checkpoint(tmp_path / "model", "MixtralForCausalLM")
+    opened(folder)
+    spoil(folder)
+    with pytest.raises(ValueError, match=r".") as refusal:
+        opened(folder)
+    assert said in str(refusal.value)
+    assert str(folder / file) in str(refusal.value)
+
+
+def test_a_repeated_name_is_refused(tmp_path):
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM")
+    text = b'{"x":{},"x":{}}'
+    (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"model\.safetensors: the header names x twice"):
+        opened(folder)
+
+
+def move_entry(weight_map, folder):
+    other = next(file for file in sorted(set(weight_map.values())) if file != weight_map[Q1])
+    weight_map[Q1] = other
+
+
+def lose_file(weight_map, folder):
+    (folder / weight_map[Q1]).unlink()
+
+
+SHARD_DAMAGE = {
+    "entry-gone": (lambda m, f: m.pop(Q1), f"holds tensor {Q1}, which {INDEX} says lies nowhere"),
+    "entry-elsewhere": (move_entry, f"tensor {Q1}, which {INDEX} says lies"),
+    "entry-too-many": (lambda m, f: m.update(ghost=m[Q1]), f"lacks tensor ghost, which {INDEX} says lies there"),
+    "shard-gone": (lose_file, f"no such file, and {INDEX} names it"),
+    "outside": (lambda m, f: m.update({Q1: "../model.safetensors"}), f"{INDEX}: tensor {Q1} lies in '../model.safete"),
+    "pickled": (lambda m, f: m.update({Q1: "pytorch_model.bin"}), f"tensor {Q1} lies in 'pytorch_model.bin'"),
+    "no-name": (lambda m, f: m.update({Q1: None}), f"tensor {Q1} lies in None"),
+    "empty": (lambda m, f: m.clear(), f"{INDEX}: weight_map names no tensors"),
+}
+
+
+@pytest.mark.parametrize("damage", SHARD_DAMAGE)
+def test_index_and_shards_agree_both_ways(tmp_path, damage):
+    spoil, said = SHARD_DAMAGE[damage]
+    folder = make_checkpoint(tmp_path / "model", "MixtralForCausalLM", shard_size="40KB")
+    opened(folder)
+    edit_index(folder, spoil)
+    with pytest.raises(ValueError, match=r".") as refusal:
+        opened(folder)
+    assert said in str(refusal.value)
+    assert str(folder) in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', "[]", "{"])
+def test_an_index_of_another_form_is_named(tmp_path, content):
+    folder = make_checkpoint(tmp_path / "model", "MistralForCausalLM", shard_size="20KB")
+    (folder / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=INDEX):
+        opened(folder)
+
+
+def test_other_formats_beside_complete_safetensors_are_left_alone(tmp_path):
+    """Official folders carry Mistral's own copy of the weights too."""
+    folder = make_checkpoint(tmp_path / "model", "MistralForCausalLM")
+    for name in ("params.json", "consolidated.safetensors", "pytorch_model.bin", "tokenizer.json", "README.md"):
+        (folder / name).write_bytes(b"something else")
+    assert len(opened(folder).tensors) == 3 * 9 + 3
+
+
+def test_a_tied_model_may_store_an_equal_head(tmp_path):
+    config = ModelConfig.load(cached_checkpoint("MistralForCausalLM", tie_word_embeddings=True))
+    tensors = random_tensors(config)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_tensors(tmp_path, tensors | {"lm_head.weight": embedding.clone()})
+    checkpoint = Checkpoint.open(tmp_path, config)
+    owners = checkpoint.owners([range(1), range(1, 3)])
+    assert owners["lm_head.weight"] == (1,)
+    assert owners["model.embed_tokens.weight"] == (0, 1)
+    assert torch.equal(WeightReader(checkpoint, range(1, 3), "float32").head(), embedding)
+
+    save_tensors(tmp_path, tensors | {"lm_head.weight": embedding + 1})
+    reader = WeightReader(Checkpoint.open(tmp_path, config), range(1, 3), "float32")
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is true, and tensor lm_head\.weight differs"):
+        reader.head()
+
+
+def test_a_tokenizer_must_not_outgrow_the_embedding(tmp_path):
+    check_tokenizer_size(64, EXAMPLE, tmp_path / "tokenizer.model")
+    check_tokenizer_size(60, EXAMPLE, tmp_path / "tokenizer.model")
+    with pytest.raises(ValueError, match=r"tokenizer\.model: has 65 ids, .* model\.embed_tokens\.weight only 64"):
+        check_tokenizer_size(65, EXAMPLE, tmp_path / "tokenizer.model")
+
+
+def test_the_inventory_needs_no_torch():
+    modules = [
+        "checkpoint",
+        "config",
+        "kv_layout",
+        "layouts",
+        "microbatch",
+        "noise",
+        "safetensors_header",
+        "split",
+        "version",
+    ]
+    program = "import sys\n" + "".join(f"import tramontane.stages.{name}\n" for name in modules)
+    program += "assert not {'torch', 'ray', 'grpc'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_sizes_on_disk_are_what_the_header_says():
+    for tensor in opened(cached_checkpoint("MixtralForCausalLM", dtype="bfloat16")).tensors.values():
+        assert tensor.size == 2 * math.prod(tensor.shape)
+        assert tensor.dtype == "bfloat16"

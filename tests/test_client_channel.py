@@ -1,0 +1,335 @@
+"""What a client's connections do, counted at the server: pool, retries, health, waiting, keepalive, TLS, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import pytest
+from fake_server import FakeServer, delta, refuse, started
+
+from tramontane.client import AsyncClient, Client, ClientOptions, Tls, errors
+from tramontane.client.channel import is_local
+from tramontane.protos import serving_pb2
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+def server():
+    with FakeServer() as running:
+        yield running
+
+
+def peers(server: FakeServer) -> Counter[str]:
+    return Counter(seen.peer for seen in server.generated)
+
+
+def wait_until(true) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_n_connections_are_n_and_share_the_calls_evenly(server, connections):
+    options = ClientOptions(connections=connections)
+    with Client(server.target, options) as client:
+        for _ in range(2 * connections):
+            client.generate("a", max_tokens=1)
+    assert list(peers(server).values()) == [2] * connections
+    server.seen.clear()
+    async with AsyncClient(server.target, options) as client:
+        for _ in range(2 * connections):
+            await client.generate("a", max_tokens=1)
+    assert list(peers(server).values()) == [2] * connections
+
+
+def test_clients_of_one_process_do_not_share_a_connection(server):
+    with Client(server.target) as one, Client(server.target) as two:
+        one.generate("a", max_tokens=1)
+        two.generate("a", max_tokens=1)
+    assert list(peers(server).values()) == [1, 1]
+
+
+def test_several_addresses_share_the_calls():
+    with FakeServer() as one, FakeServer() as two, Client(f"ipv4:{one.target},{two.target}") as client:
+        client.generate("a", max_tokens=1)
+        wait_until(lambda: client.generate("a", max_tokens=1) and one.generated and two.generated)
+        one.seen.clear()
+        two.seen.clear()
+        for _ in range(8):
+            client.generate("a", max_tokens=1)
+        assert (len(one.generated), len(two.generated)) == (4, 4)
+
+
+def test_calls_go_to_those_that_serve():
+    with FakeServer() as serving, FakeServer() as loading:
+        loading.set_serving(False)
+        with Client(f"ipv4:{loading.target},{serving.target}") as client:
+            for _ in range(6):
+                client.generate("a", max_tokens=1)
+            assert (len(loading.generated), len(serving.generated)) == (0, 6)
+            loading.set_serving(True)
+            wait_until(lambda: client.generate("a", max_tokens=1) and loading.generated)
+
+
+async def test_refused_before_its_first_token_a_call_is_tried_again(server):
+    server.plans += [refuse(UNAVAILABLE, "loading, 43 %"), refuse(UNAVAILABLE, "loading, 44 %")]
+    with Client(server.target) as client:
+        assert client.generate("ab", max_tokens=2, request_id="r-1").text == "cd"
+    server.plans += [refuse(UNAVAILABLE, "loading, 43 %"), refuse(UNAVAILABLE, "loading, 44 %")]
+    async with AsyncClient(server.target) as client:
+        assert (await client.generate("ab", max_tokens=2, request_id="r-1")).text == "cd"
+    assert [seen.request.request_id for seen in server.generated] == ["r-1"] * 6
+    assert len({seen.request.sampling.seed for seen in server.generated[:3]}) == 1
+
+
+def test_a_long_prompt_is_tried_again_too(server):
+    server.plans.append(refuse(UNAVAILABLE, "loading"))
+    with Client(server.target) as client:
+        assert client.generate("ab" * 500_000, max_tokens=1).text == "c"
+    assert len(server.generated) == 2
+
+
+def test_attempts_are_counted(server):
+    server.plans += [refuse(UNAVAILABLE, "loading")] * 10
+    with Client(server.target) as client, pytest.raises(errors.Unavailable, match="loading"):
+        client.generate("a")
+    assert len(server.generated) == 4
+    with Client(server.target, ClientOptions(attempts=1)) as client, pytest.raises(errors.Unavailable):
+        client.generate("a")
+    assert len(server.generated) == 5
+
+
+def test_a_full_queue_and_a_broken_stream_are_not_tried_again(server):
+    def break_off(request, context):
+        yield serving_pb2.GenerateEvent(started=started(request), delta=delta(0, 97))
+        context.abort(UNAVAILABLE, "a stage died")
+
+    server.plans += [refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full"), break_off]
+    with Client(server.target) as client:
+        with pytest.raises(errors.ResourceExhausted):
+            client.generate("a")
+        with pytest.raises(errors.Unavailable, match="a stage died"):
+            client.generate("a")
+    assert len(server.generated) == 2
+
+
+def test_a_server_that_keeps_failing_is_not_stormed(server):
+    server.plans += [refuse(UNAVAILABLE, "broken", pushback_ms=1)] * 200
+    with Client(server.target) as client:
+        for _ in range(20):
+            with pytest.raises(errors.Unavailable):
+                client.generate("a")
+    # 20 calls without a throttle are 80 tries; 10 failures use up half of the 20 tokens, and no more retries follow.
+    assert len(server.generated) <= 30
+
+
+def test_the_server_sets_the_pace_of_retries(server):
+    server.plans += [refuse(UNAVAILABLE, "loading", pushback_ms=1500)]
+    with Client(server.target) as client:
+        begun = time.monotonic()
+        assert client.generate("a", max_tokens=1).text == "b"
+        assert time.monotonic() - begun >= 1.5
+        server.plans.append(refuse(UNAVAILABLE, "no more", pushback_ms=-1))
+        with pytest.raises(errors.Unavailable, match="no more"):
+            client.generate("a")
+    assert len(server.generated) == 3
+
+
+def test_a_client_may_start_before_its_server():
+    with FakeServer() as first:
+        port = int(first.target.rpartition(":")[2])
+    texts: list[str] = []
+    with Client(f"127.0.0.1:{port}") as client:
+        caller = threading.Thread(target=lambda: texts.append(client.generate("ab", max_tokens=3).text))
+        caller.start()
+        with pytest.raises(errors.Unavailable):  # what does not generate does not wait
+            client.models()
+        with pytest.raises(errors.Unavailable), Client(client.target, ClientOptions(wait=False)) as hasty:
+            hasty.generate("ab")
+        with FakeServer(port=port) as server:
+            caller.join(60)
+            assert texts == ["cde"]
+            assert len(server.generated) == 1
+
+
+def test_a_client_waits_while_its_server_loads(server):
+    server.set_serving(False)
+    texts: list[str] = []
+    with Client(server.target) as client:
+        caller = threading.Thread(target=lambda: texts.append(client.generate("ab", max_tokens=3).text))
+        caller.start()
+        with pytest.raises(errors.DeadlineExceeded):
+            client.generate("ab", timeout_s=0.5)
+        assert not server.generated
+        server.set_serving(True)
+        caller.join(60)
+    assert texts == ["cde"]
+
+
+async def test_the_async_client_waits_while_its_server_loads(server):
+    server.set_serving(False)
+    async with AsyncClient(server.target) as client:
+        waiting = asyncio.create_task(client.generate("ab", max_tokens=3))
+        with pytest.raises(errors.DeadlineExceeded):
+            await client.generate("ab", timeout_s=0.5)
+        with pytest.raises(errors.Unavailable):
+            async with AsyncClient(server.target, ClientOptions(wait=False, attempts=1)) as hasty:
+                await hasty.generate("ab")
+        assert not waiting.done()
+        server.set_serving(True)
+        assert (await waiting).text == "cde"
+
+
+async def test_waiting_ends_at_the_deadline():
+    with FakeServer() as gone:
+        target = gone.target
+    async with AsyncClient(target) as client:
+        with pytest.raises(errors.DeadlineExceeded):
+            await client.generate("a", timeout_s=0.3)
+
+
+def test_an_idle_client_keeps_its_connection(server):
+    """The server has gRPC's default policy: a third ping within 5 minutes without data closes the connection."""
+    with Client(server.target) as client:
+        client.generate("a", max_tokens=1)
+        time.sleep(4)
+        client.generate("a", max_tokens=1)
+    assert list(peers(server).values()) == [2]
+
+
+def test_pings_come_no_more_often_than_any_server_allows():
+    arguments = dict(ClientOptions().arguments("127.0.0.1:1", watch_health=True))
+    assert arguments["grpc.keepalive_time_ms"] > 300_000
+    assert arguments["grpc.keepalive_permit_without_calls"] == 0
+
+
+def test_message_limits(server):
+    with Client(server.target, ClientOptions(max_message_bytes=2048)) as client:
+        with pytest.raises(errors.ResourceExhausted):
+            client.tokenize("a" * 3000)  # the request
+        with pytest.raises(errors.ResourceExhausted):
+            client.detokenize([0x800] * 900)  # the response: 3 bytes of text for 2 bytes of id
+        assert client.tokenize("é") == (1, 233)
+    assert [seen.method for seen in server.seen] == ["Detokenize", "Tokenize"]
+
+
+def test_the_token_goes_with_every_call(server):
+    options = ClientOptions(token="sesame")
+    with Client(server.target, options) as client:
+        client.generate("a", max_tokens=1)
+        client.models()
+    asyncio.run(_models(server.target, options))
+    assert [seen.metadata.get("authorization") for seen in server.seen] == ["Bearer sesame"] * 3
+    assert "sesame" not in repr(options)
+
+
+async def _models(target: str, options: ClientOptions) -> None:
+    async with AsyncClient(target, options) as client:
+        await client.models()
+
+
+@pytest.mark.parametrize("target", ["10.0.0.1:50051", "dns:///tramontane.example:1", "ipv4:127.0.0.1:1,10.0.0.2:1"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_token_does_not_leave_the_machine_in_clear(target, kind):
+    with pytest.raises(ValueError, match="in clear"):
+        kind(target, ClientOptions(token="sesame"))
+    kind(target, ClientOptions(token="sesame", tls=Tls()))
+    kind(target, ClientOptions(token="sesame", clear_token=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "local"),
+    [
+        ("127.0.0.1:50051", True),
+        ("localhost:50051", True),
+        ("[::1]:50051", True),
+        ("ipv6:[::1]:1,[::1]:2", True),
+        ("dns:///localhost:1", True),
+        ("unix:/run/t.sock", True),
+        ("127.0.0.1.example:1", False),
+        ("ipv4:127.0.0.1:1,10.0.0.2:1", False),
+        ("dns:///tramontane.example:1", False),
+        ("0.0.0.0:1", False),
+    ],
+)
+def test_what_is_local(target, local):
+    assert is_local(target) is local
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ClientOptions(connections=0), "connections is 0"),
+        (lambda: ClientOptions(attempts=6), "attempts is 6"),
+        (lambda: ClientOptions(max_message_bytes=1), "max_message_bytes is 1"),
+        (lambda: ClientOptions(keepalive_s=float("nan")), "keepalive_s is nan"),
+        (lambda: ClientOptions(token="a\nb"), "printable ASCII"),
+        (lambda: Tls(cert="x.pem"), "both cert and key"),
+        (lambda: Client("x:1", ClientOptions(tls=Tls(ca="/nonexistent/ca.pem"))), "ca: /nonexistent/ca.pem"),
+        (lambda: Client(" "), "the target is empty"),
+    ],
+)
+def test_options_are_checked(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_the_service_config_is_what_grpc_reads():
+    config = json.loads(dict(ClientOptions().arguments("x:1", watch_health=True))["grpc.service_config"])
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    assert config["healthCheckConfig"] == {"serviceName": "tramontane.v1.Serving"}
+    assert "methodConfig" not in ClientOptions(attempts=1).service_config(watch_health=False)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """An authority, and a server and a client that it has signed."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority", "-days", "2")
+    for name in ("server", "client"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (folder / "san").write_text("subjectAltName=DNS:tramontane.test,IP:127.0.0.1")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
+    return folder
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_tls(certificates, mutual):
+    def read(name: str) -> bytes:
+        return (certificates / name).read_bytes()
+
+    credentials = grpc.ssl_server_credentials(
+        [(read("server.key"), read("server.pem"))], read("ca.pem") if mutual else None, require_client_auth=mutual
+    )
+    ca, cert, key = (certificates / name for name in ("ca.pem", "client.pem", "client.key"))
+    mine = Tls(ca=ca, cert=cert, key=key) if mutual else Tls(ca=ca)
+    with FakeServer(credentials=credentials) as server:
+        with Client(server.target, ClientOptions(tls=mine, token="sesame")) as client:
+            assert client.generate("ab", max_tokens=2).text == "cd"
+        async with AsyncClient(server.target, ClientOptions(tls=mine)) as client:
+            assert (await client.generate("ab", max_tokens=2)).text == "cd"
+        named = Tls(ca=ca, cert=mine.cert, key=mine.key, server_name="tramontane.test")
+        with Client(server.target, ClientOptions(tls=named)) as client:
+            assert client.models()
+        refused = [None, Tls(), Tls(ca=ca, cert=mine.cert, key=mine.key, server_name="other.test")]
+        refused += [Tls(ca=ca)] if mutual else []
+        for tls in refused:
+            options = ClientOptions(tls=tls, attempts=1)
+            with Client(server.target, options) as client, pytest.raises(errors.Unavailable):
+                client.models()

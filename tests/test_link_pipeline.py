@@ -1,0 +1,203 @@
+"""A gateway's end of the link to a router, with a router that is written out in the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tramontane.cluster.async_link import AsyncLink, AsyncListener
+from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_pipeline import LinkPipeline
+from tramontane.cluster.messages import Cancel, EndReason, Finished, Hello, Load, Role, Submit, Tokens
+
+
+class ScriptedRouter:
+    """Keeps what it receives, sends what it is told."""
+
+    def __init__(self) -> None:
+        self.link: AsyncLink | None = None
+        self.hello: Hello | None = None
+        self.received: list[Submit | Cancel] = []
+        self.left = asyncio.Event()
+
+    async def on_link(self, link: AsyncLink, hello: Hello) -> None:
+        self.link, self.hello = link, hello
+        async for message in link.messages():
+            self.received.append(message)
+        self.left.set()
+
+
+@asynccontextmanager
+async def linked(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRouter, LinkPipeline]]:
+    router = ScriptedRouter()
+    listener = AsyncListener(node="n", unix_path=tmp_path / "router-0.sock", secret=b"s", on_link=router.on_link)
+    await listener.start()
+    pipeline = await LinkPipeline.dial("router-0", listener.address, node="n", gateway="gateway-0", secret=b"s")
+    try:
+        await eventually(lambda: router.link is not None)
+        yield router, pipeline
+    finally:
+        await pipeline.close()
+        await listener.close()
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  (conditions are about other objects)
+            await asyncio.sleep(0.01)
+
+
+def submit_of(request: int, prompt: int = 3, max_tokens: int = 4) -> Submit:
+    return Submit(
+        request=request,
+        request_id=f"r{request}",
+        tokens=np.arange(prompt, dtype=np.int32),
+        max_tokens=max_tokens,
+        min_tokens=0,
+        stop_ids=np.array([2], np.int32),
+        temperature=0.5,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        seed=2**64 - 1,
+        remaining_ms=None,
+    )
+
+
+def tokens_of(*rows: tuple[int, int, int]) -> Tokens:
+    """Rows of request, offset, token."""
+    requests, offsets, tokens = zip(*rows, strict=True)
+    return Tokens(
+        request=np.array(requests, np.int64),
+        offset=np.array(offsets, np.int32),
+        token=np.array(tokens, np.int32),
+        log_probability=np.full(len(rows), -0.5, np.float32),
+    )
+
+
+def finished_of(request: int) -> Finished:
+    return Finished(request=request, reason=EndReason.LENGTH, detail="", queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0)
+
+
+async def test_a_request_goes_down_and_its_tokens_come_up(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        assert (router.hello.role, router.hello.name, router.hello.epoch) == (Role.GATEWAY, "gateway-0", 0)
+        first, second = pipeline.submit(submit_of(1)), pipeline.submit(submit_of(2))
+        await eventually(lambda: len(router.received) == 2)
+        assert [message.request_id for message in router.received] == ["r1", "r2"]
+        assert router.received[0].seed == 2**64 - 1
+        await router.link.send(tokens_of((1, 0, 11), (2, 0, 21)))
+        await router.link.send(tokens_of((1, 1, 12)))
+        batches = [await first.take()]
+        while sum(len(batch.tokens) for batch in batches) < 2:
+            batches.append(await first.take())
+        assert [token for batch in batches for token in batch.tokens] == [11, 12]
+        assert [batch.offset for batch in batches] == [0, 1][: len(batches)]
+        assert batches[0].log_probabilities[0] == -0.5
+        await router.link.send(finished_of(2))
+        await eventually(lambda: second._finished is not None)
+        batch = await second.take()
+        assert (batch.tokens, batch.finished.reason) == ((21,), EndReason.LENGTH)
+
+
+async def test_cancel_goes_down_once_and_what_is_still_on_its_way_is_dropped(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        pipeline.submit(submit_of(1))
+        other = pipeline.submit(submit_of(2))
+        pipeline.cancel(1)
+        pipeline.cancel(1)
+        pipeline.cancel(7)
+        await eventually(lambda: len(router.received) == 3)
+        assert [(type(message), message.request) for message in router.received] == [
+            (Submit, 1),
+            (Submit, 2),
+            (Cancel, 1),
+        ]
+        await router.link.send(tokens_of((1, 0, 11), (2, 0, 21)))
+        await router.link.send(finished_of(1))
+        assert (await other.take()).tokens == (21,)
+        assert not pipeline.broken.done()
+
+
+async def test_a_finished_request_is_not_cancelled(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        arrivals = pipeline.submit(submit_of(1))
+        await eventually(lambda: router.received)
+        await router.link.send(finished_of(1))
+        await arrivals.take()
+        pipeline.cancel(1)
+        pipeline.submit(submit_of(2))
+        await eventually(lambda: len(router.received) == 2)
+        assert [type(message) for message in router.received] == [Submit, Submit]
+
+
+async def test_outstanding_tokens_are_the_router_s_and_what_it_does_not_know_yet(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        assert pipeline.outstanding_tokens == 0
+        pipeline.submit(submit_of(1, prompt=3, max_tokens=4))
+        assert pipeline.outstanding_tokens == 7
+        await router.link.send(Load(outstanding_tokens=100))
+        await eventually(lambda: pipeline.outstanding_tokens == 100)
+        pipeline.submit(submit_of(2, prompt=3, max_tokens=4))
+        assert pipeline.outstanding_tokens == 107
+
+
+async def test_a_link_that_closes_ends_every_request(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        open_ones = [pipeline.submit(submit_of(number)) for number in range(3)]
+        await eventually(lambda: len(router.received) == 3)
+        await router.link.send(tokens_of((0, 0, 11)))
+        await eventually(lambda: open_ones[0]._tokens == [11])
+        router.link.close()
+        for arrivals in open_ones:
+            while (batch := await asyncio.wait_for(arrivals.take(), 30)).finished is None:
+                pass
+            assert batch.finished.reason is EndReason.BROKEN
+            assert "router-0" in batch.finished.detail
+        assert "router-0" in await asyncio.wait_for(pipeline.broken, 30)
+        late = await pipeline.submit(submit_of(9)).take()
+        assert late.finished.reason is EndReason.BROKEN
+        pipeline.cancel(9)
+
+
+@pytest.mark.parametrize("rows", [((1, 1, 11),), ((1, 0, 11), (1, 0, 11))])
+async def test_a_gap_or_a_repeat_breaks_the_pipeline_rather_than_the_stream(tmp_path, rows):
+    async with linked(tmp_path) as (router, pipeline):
+        arrivals = pipeline.submit(submit_of(1))
+        await eventually(lambda: router.received)
+        await router.link.send(tokens_of(*rows))
+        assert "offset" in await asyncio.wait_for(asyncio.shield(pipeline.broken), 30)
+        assert (await arrivals.take()).finished.reason is EndReason.BROKEN
+
+
+async def test_a_router_that_speaks_out_of_turn_is_cut_off(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        await router.link.send(Cancel(request=1))
+        assert "Cancel" in await asyncio.wait_for(asyncio.shield(pipeline.broken), 30)
+        await asyncio.wait_for(router.left.wait(), 30)
+
+
+async def test_a_retired_pipeline_closes_when_its_last_request_has_ended(tmp_path):
+    async with linked(tmp_path) as (router, pipeline):
+        arrivals = pipeline.submit(submit_of(1))
+        await eventually(lambda: router.received)
+        pipeline.retire()
+        assert not pipeline.broken.done()
+        await router.link.send(finished_of(1))
+        assert (await arrivals.take()).finished.reason is EndReason.LENGTH
+        await asyncio.wait_for(router.left.wait(), 30)
+        assert pipeline.broken.done()
+
+
+async def test_dialling_a_router_that_is_gone_says_so(tmp_path):
+    listener = AsyncListener(node="n", unix_path=tmp_path / "r.sock", secret=b"s", on_link=ScriptedRouter().on_link)
+    await listener.start()
+    gone = listener.address
+    await listener.close()
+    with pytest.raises(LinkClosed):
+        await LinkPipeline.dial("router-0", gone, node="n", gateway="gateway-0", secret=b"s")

@@ -1,0 +1,403 @@
+"""The sampler against a dumb numpy one that follows the stated order literally, by sets and by distribution."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tramontane.stages.microbatch import SampledRows
+from tramontane.stages.noise import random_bits, uniform
+from tramontane.stages.sampler import FIRST_RANKS, sample, score
+
+
+def options(rows, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned=None):
+    """Sampled rows; an option is one value for all rows or one a row. `banned` is one list of ids a row."""
+
+    def column(value, dtype):
+        return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
+
+    banned = banned or [[] for _ in range(rows)]
+    return SampledRows(
+        row=np.arange(rows, dtype=np.int32),
+        temperature=column(temperature, np.float32),
+        top_k=column(top_k, np.int32),
+        top_p=column(top_p, np.float32),
+        min_p=column(min_p, np.float32),
+        seed=column(seed, np.uint64),
+        banned=np.array([token for ids in banned for token in ids], np.int32),
+        banned_count=np.array([len(ids) for ids in banned], np.int32),
+    )
+
+
+def alone(rows, index):
+    """One row of several."""
+    ends = np.cumsum(rows.banned_count)
+    return options(
+        1,
+        temperature=rows.temperature[index],
+        top_k=rows.top_k[index],
+        top_p=rows.top_p[index],
+        min_p=rows.min_p[index],
+        seed=rows.seed[index],
+        banned=[rows.banned[ends[index] - rows.banned_count[index] : ends[index]].tolist()],
+    )
+
+
+def positions(rows, first=0):
+    return np.arange(first, first + rows, dtype=np.int32)
+
+
+def dumb_distribution(logits, temperature, top_k, top_p, min_p, banned=()):
+    """Probabilities of one row, float64, id by id; also how near a filter came to deciding otherwise."""
+    ids = len(logits)
+    values = [-np.inf if token in banned else float(logits[token]) for token in range(ids)]
+    best = max(values)
+    weights = [np.exp((value - best) / temperature) for value in values]
+    total = sum(weights)
+    probability = [weight / total for weight in weights]
+    ranked = sorted(range(ids), key=lambda token: (-probability[token], token))
+    margin = 1.0
+    kept = ranked[:top_k] if top_k else ranked
+    if top_p < 1:
+        mass, nucleus = 0.0, []
+        for token in kept:
+            if nucleus:
+                margin = min(margin, abs(mass - top_p))
+            if not nucleus or mass < top_p:
+                nucleus.append(token)
+            mass += probability[token]
+        kept = nucleus
+    if min_p:
+        floor = min_p * probability[ranked[0]]
+        # An id that equals the floor exactly is decided exactly: min_p is 1, and it ties with the likeliest.
+        gaps = [abs(probability[token] - floor) for token in kept]
+        margin = min([margin, *(gap for gap in gaps if gap)])
+        kept = [token for token in kept if probability[token] >= floor]
+    mass = sum(probability[token] for token in kept)
+    return np.array([probability[token] / mass if token in kept else 0.0 for token in range(ids)]), margin
+
+
+def dumb_draw(probability, noise):
+    """The id at which the cumulative probability passes the noise; None where rounding could decide."""
+    cumulative = np.cumsum(probability)
+    if np.abs(cumulative - noise).min() < 1e-5:
+        return None
+    return int(np.argmax(cumulative > noise))
+
+
+SETTINGS = {
+    "plain": {},
+    "warm": {"temperature": 1.7},
+    "cold": {"temperature": 0.3},
+    "top-k": {"top_k": 4},
+    "top-p": {"top_p": 0.6},
+    "min-p": {"min_p": 0.3},
+    "all": {"temperature": 1.3, "top_k": 7, "top_p": 0.85, "min_p": 0.1},
+    "banned": {"top_k": 5, "banned": (0, 3)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_frequencies_follow_the_distribution(setting):
+    """Chi-square over 40,000 positions of one seed; the noise is fixed, so the outcome is too."""
+    draws = 40_000
+    setting = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "banned": ()} | SETTINGS[setting]
+    logits = np.array([1.0, -0.5, 0.3, 2.0, -1.5, 0.0, 0.8, 1.7, -0.2, 0.1, -3.0, 0.5], np.float32)
+    expected, margin = dumb_distribution(logits, **setting)
+    assert margin > 1e-4
+    banned = [list(setting.pop("banned"))] * draws
+    rows = options(draws, **setting, seed=11, banned=banned)
+    token, _, finite = sample(torch.tensor(logits).expand(draws, -1), rows, positions(draws), len(logits))
+    assert finite.all()
+    counted = np.bincount(token, minlength=len(logits))
+    assert (counted[expected == 0] == 0).all()
+    possible = expected > 0
+    chi_square = ((counted - draws * expected)[possible] ** 2 / (draws * expected[possible])).sum()
+    freedom = possible.sum() - 1
+    # Wilson and Hilferty: three standard deviations above the mean of chi-square.
+    assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    logits=st.lists(st.integers(-12, 12), min_size=1, max_size=30),
+    temperature=st.sampled_from([0.2, 0.7, 1.0, 1.5, 5.0]),
+    top_k=st.integers(0, 32),
+    top_p=st.sampled_from([0.01, 0.25, 0.5, 0.9, 0.99, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    seed=st.integers(0, 2**64 - 1),
+    position=st.integers(0, 10_000),
+    data=st.data(),
+)
+def test_every_token_is_the_dumb_ones(logits, temperature, top_k, top_p, min_p, seed, position, data):
+    """Coarse logits, so that ties abound: the lower id must stay."""
+    values = np.array(logits, np.float32) / 4
+    banned = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
+    setting = {"temperature": temperature, "top_k": top_k, "top_p": float(np.float32(top_p)), "min_p": min_p}
+    expected, margin = dumb_distribution(values, **setting, banned=banned)
+    assume(margin > 1e-5)
+    count = 50
+    rows = options(count, **setting, seed=seed, banned=[sorted(banned)] * count)
+    where = positions(count, position)
+    token, log_probability, finite = sample(torch.tensor(values).expand(count, -1), rows, where, len(logits))
+    assert finite.all()
+    noise = uniform(rows.seed, where)
+    for index in range(count):
+        wanted = dumb_draw(expected, noise[index])
+        assert wanted is None or token[index] == wanted
+        assert expected[token[index]] > 0
+    model, _ = dumb_distribution(values, 1.0, 0, 1.0, 0.0)
+    np.testing.assert_allclose(log_probability, np.log(model[token]), atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [FIRST_RANKS - 1, FIRST_RANKS, FIRST_RANKS + 1, 5000])
+def test_wide_sets_need_more_ranks_than_the_first(width):
+    """Nuclei and top-k around and far beyond the ranks taken at first, with ties across the cut."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(1, 6000, generator=generator) * 8).round() / 8
+    flat = logits[0].numpy()
+    ranked = sorted(range(6000), key=lambda token: (-flat[token], token))
+    probability = np.exp(flat.astype(np.float64) - flat.max())
+    probability /= probability.sum()
+    mass = probability[ranked].cumsum()
+    middle = (mass[width - 2] + mass[width - 1]) / 2
+    wanted = set(ranked[:width])
+    count = 600
+    for setting in ({"top_k": width}, {"top_p": middle}, {"top_k": width, "top_p": 0.9999999}):
+        rows = options(count, temperature=1.0, seed=3, **setting)
+        token, _, _ = sample(logits.expand(count, -1), rows, positions(count), 6000)
+        assert set(token.tolist()) <= wanted
+        expected = np.where(np.isin(np.arange(6000), ranked[:width]), probability, 0)
+        noise = uniform(rows.seed, positions(count))
+        for index in range(0, count, 6):
+            found = dumb_draw(expected / expected.sum(), noise[index])
+            assert found is None or found == token[index]
+
+
+def test_ties_go_to_the_lower_id():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0, 3.0, 1.0]])
+    token, _, _ = sample(logits, options(1, temperature=0.0), positions(1), 6)
+    assert token.tolist() == [1]
+    many = logits.expand(500, -1)
+    for setting, kept in (({"top_k": 2}, {1, 3}), ({"top_k": 4}, {1, 2, 3, 4}), ({"top_p": 0.4}, {1, 3})):
+        token, _, _ = sample(many, options(500, seed=5, **setting), positions(500), 6)
+        assert set(token.tolist()) == kept
+
+
+@pytest.mark.parametrize("ids", [5, 64, 1000, 32_001])
+def test_greedy_takes_the_first_of_equal_maxima(ids):
+    """`max` is documented to give the first index; on rows long enough for vector code too."""
+    logits = torch.zeros(3, ids)
+    logits[0, ids // 2 :] = 1.0
+    logits[1, [ids // 3, ids - 1]] = 2.0
+    token, _, _ = sample(logits, options(3, temperature=0.0), positions(3), ids)
+    assert token.tolist() == [ids // 2, ids // 3, 0]
+
+
+def test_greedy_ignores_filters_and_noise():
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(2))
+    rows = options(50, temperature=0.0, top_k=1, top_p=0.1, min_p=0.9, seed=np.arange(50))
+    token, log_probability, _ = sample(logits, rows, positions(50), 40)
+    assert token.tolist() == logits.argmax(-1).tolist()
+    torch.testing.assert_close(torch.tensor(log_probability), logits.log_softmax(-1).max(-1).values)
+
+
+def test_neutral_filters_change_nothing():
+    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
+    plain = sample(logits, options(200, seed=7), positions(200), 300)
+    for neutral in ({"top_k": 300}, {"top_k": 10**6}, {"min_p": 1e-30}, {"top_p": 0.99999999}):
+        assert sample(logits, options(200, seed=7, **neutral), positions(200), 300)[0].tolist() == plain[0].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-3, 1e30, 3e38])
+def test_extreme_temperatures_stay_finite(temperature):
+    logits = torch.tensor([[1.0, 2.0, -4.0, 2.0 - 1e-2]]).expand(4000, -1)
+    token, _, finite = sample(logits, options(4000, temperature=temperature, seed=1), positions(4000), 4)
+    assert finite.all()
+    counted = np.bincount(token, minlength=4) / 4000
+    if temperature < 1:
+        assert counted.tolist() == pytest.approx([0, 1, 0, 0], abs=0.01)
+    else:
+        assert counted.tolist() == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_running_sums_do_not_drift_over_a_wide_vocabulary():
+    """Flat logits: the token is the noise scaled by the number of ids."""
+    ids, count = 30_000, 200
+    noise = uniform(np.full(count, 6, np.uint64), positions(count))
+    token, _, _ = sample(torch.zeros(count, ids), options(count, seed=6), positions(count), ids)
+    clear = np.abs(noise * ids - np.round(noise * ids)) > 0.01
+    assert token[clear].tolist() == np.floor(noise * ids)[clear].tolist()
+
+
+def test_a_tail_beyond_the_resolution_of_float32_can_be_drawn():
+    """An id of probability 2e-8 after one of nearly 1, and a seed (found by search) whose noise is within 4e-9 of 1."""
+    seed = 95_449_713
+    assert 1 - 4e-9 < uniform(np.array([seed], np.uint64), positions(1))[0] < 1
+    token, _, _ = sample(torch.tensor([[0.0, np.log(2e-8)]]), options(1, seed=seed), positions(1), 2)
+    assert token.tolist() == [1]
+
+
+def test_spare_rows_of_the_head_are_never_sampled():
+    """Ids from `sampleable_ids` on have no probability, even where their logits are the largest or not finite."""
+    logits = torch.randn(400, 20, generator=torch.Generator().manual_seed(4))
+    logits[:, 15:] = 50.0
+    logits[0, 16] = torch.nan
+    rows = options(400, temperature=np.arange(400) % 2, seed=9)
+    token, log_probability, finite = sample(logits, rows, positions(400), 15)
+    assert finite.all()
+    assert token.max() < 15
+    narrow = sample(logits[:, :15].contiguous(), rows, positions(400), 15)
+    assert token.tolist() == narrow[0].tolist()
+    assert log_probability.tolist() == narrow[1].tolist()
+
+
+def test_banned_ids_are_never_sampled_and_keep_their_probability():
+    logits = torch.tensor([[5.0, 1.0, 0.0, -1.0]]).expand(600, -1)
+    banned = [[0], [0, 1], [0, 1, 2, 99]] * 200
+    temperature = np.arange(600) // 3 % 2
+    token, log_probability, finite = sample(
+        logits, options(600, temperature=temperature, seed=2, banned=banned), positions(600), 4
+    )
+    assert finite.all()
+    assert all(chosen not in ids for chosen, ids in zip(token.tolist(), banned, strict=True))
+    assert set(token[0::3].tolist()) == {1, 2, 3}
+    model = torch.log_softmax(logits[0], -1)
+    np.testing.assert_allclose(log_probability, model[torch.tensor(token).long()].numpy(), atol=1e-6)
+
+
+def test_a_row_with_every_id_banned_fails_alone():
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
+    rows = options(3, temperature=[1.0, 1.0, 0.0], top_k=[2, 2, 0], banned=[[], [0, 1, 2, 3], [0, 1, 2, 3]])
+    token, log_probability, finite = sample(logits, rows, positions(3), 4)
+    assert finite.tolist() == [True, False, False]
+    assert token[1:].tolist() == log_probability[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_fails_alone(poison):
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(8, 50, generator=generator)
+    rows = options(8, temperature=[0, 1] * 4, top_k=[0, 3, 0, 0] * 2, top_p=[1, 1, 1, 0.8] * 2, seed=np.arange(8))
+    clean = sample(logits, rows, positions(8), 50)
+    for row in range(8):
+        spoiled = logits.clone()
+        spoiled[row, 17] = poison
+        token, log_probability, finite = sample(spoiled, rows, positions(8), 50)
+        assert finite.tolist() == [other != row for other in range(8)]
+        assert (token[row], log_probability[row]) == (0, 0)
+        others = np.arange(8) != row
+        assert token[others].tolist() == clean[0][others].tolist()
+        assert log_probability[others].tobytes() == clean[1][others].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("ids", [7, 99, 1000, 33_000])
+def test_a_row_alone_gives_the_bits_that_it_gives_in_company(ids, threads):
+    """Every kind of row in one batch; 33,000 ids are past the size at which torch cuts one row among its threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        count = 24
+        generator = torch.Generator().manual_seed(ids)
+        logits = torch.randn(count, ids + 3, generator=generator) * 3
+        kinds = np.arange(count)
+        rows = options(
+            count,
+            temperature=(kinds % 5) * 0.4,
+            top_k=np.where(kinds % 3 == 0, 5, 0),
+            top_p=np.where(kinds % 4 == 1, 0.8, 1.0),
+            min_p=np.where(kinds % 6 == 2, 0.1, 0.0),
+            seed=kinds * 12345,
+            banned=[[index % ids] if index % 2 else [] for index in range(count)],
+        )
+        where = positions(count, 77)
+        together = sample(logits, rows, where, ids)
+        scored = score(logits, np.arange(count, dtype=np.int32) % ids, ids)
+        for index in range(count):
+            single = sample(logits[index : index + 1], alone(rows, index), where[index : index + 1], ids)
+            assert [part[0].tobytes() for part in single] == [part[index].tobytes() for part in together]
+            one = score(logits[index : index + 1], np.array([index % ids], np.int32), ids)
+            assert one[0].tobytes() == scored[index].tobytes()
+        order = torch.randperm(count, generator=generator).numpy()
+        shuffled = options(
+            count,
+            temperature=rows.temperature[order],
+            top_k=rows.top_k[order],
+            top_p=rows.top_p[order],
+            min_p=rows.min_p[order],
+            seed=rows.seed[order],
+            banned=[[index % ids] if index % 2 else [] for index in order.tolist()],
+        )
+        moved = sample(logits[torch.tensor(order)], shuffled, where[order], ids)
+        assert [part.tobytes() for part in moved] == [part[order].tobytes() for part in together]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows_at_all():
+    token, log_probability, finite = sample(torch.empty(0, 9), options(0), positions(0), 9)
+    assert (len(token), len(log_probability), len(finite)) == (0, 0, 0)
+    assert len(score(torch.empty(0, 9), np.empty(0, np.int32), 9)) == 0
+
+
+def test_types_are_those_of_the_contract():
+    token, log_probability, finite = sample(torch.randn(2, 9).bfloat16(), options(2), positions(2), 9)
+    assert (token.dtype, log_probability.dtype, finite.dtype) == (np.int32, np.float32, np.bool_)
+    assert score(torch.randn(2, 9), np.array([1, 2], np.int32), 9).dtype == np.float32
+
+
+def test_scores_are_log_probabilities_over_the_sampleable_ids():
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(8))
+    logits[:, 10:] = 30.0
+    logits[3, 4] = torch.nan
+    target = np.array([0, 9, 5, 2, 11], np.int32)
+    found = score(logits, target, 10)
+    model = logits[:, :10].double().log_softmax(-1)
+    expected = [model[0, 0], model[1, 9], model[2, 5]]
+    np.testing.assert_allclose(found[:3], [float(value) for value in expected], atol=1e-6)
+    assert np.isnan(found[3])
+    assert found[4] == -np.inf
+
+
+# Noise.
+
+
+def test_noise_is_splitmix64():
+    """Seed 0 is the published sequence (the test vector of Java's SplittableRandom and of Vigna's splitmix64.c)."""
+    bits = random_bits(np.zeros(5, np.uint64), positions(5))
+    assert [int(value) for value in bits] == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+        0xF88BB8A8724C81EC,
+        0x1B39896A51A8749B,
+    ]
+
+
+def mixed(z):
+    """SplitMix64's finaliser on Python's whole numbers."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+@given(seed=st.integers(0, 2**64 - 1), position=st.integers(0, 2**31 - 1))
+def test_noise_is_the_same_hash_in_plain_integers(seed, position):
+    wanted = mixed((mixed(seed) + (position + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 11
+    found = uniform(np.array([seed], np.uint64), np.array([position], np.int32))
+    assert found.dtype == np.float64
+    assert found[0] == wanted / 2**53
+    assert 0 <= found[0] < 1
+
+
+def test_noise_is_even_over_positions_and_over_seeds():
+    count = 64_000
+    along_positions = uniform(np.full(count, 42, np.uint64), positions(count))
+    along_seeds = uniform(np.arange(count, dtype=np.uint64), np.full(count, 3, np.int32))
+    for noise in (along_positions, along_seeds):
+        counted = np.bincount((noise * 64).astype(int), minlength=64)
+        assert ((counted - 1000) ** 2 / 1000).sum() < 64 + 3 * (2 * 64) ** 0.5
+        assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 3 / count**0.5
+    assert abs(np.corrcoef(along_positions, along_seeds)[0, 1]) < 3 / count**0.5
