@@ -94,9 +94,8 @@ def generate_request(
     if isinstance(prompt, str):
         request.text = _text("prompt", prompt)
     else:
-        # Setting the field chooses it even when there are no ids, so that the server can say that the prompt is empty.
-        request.tokens.SetInParent()
-        request.tokens.ids.extend(_ids("prompt", prompt))
+        # Chosen even when there are no ids, so that the server can say that the prompt is empty.
+        request.tokens.CopyFrom(serving_pb2.TokenIds(ids=_ids("prompt", prompt)))
     return request
 
 

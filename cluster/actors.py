@@ -346,7 +346,7 @@ def create_controller(spec: ServiceSpec) -> Any:
     if any(_ours(entry) and entry["name"] == CONTROLLER for entry in ray.util.list_named_actors(all_namespaces=True)):
         raise ValueError("this Ray cluster serves a model already; `tramontane down` ends it")
     internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
-    return Controller.options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
+    return cast(Any, Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
 
 
 def find_controller() -> Any | None:

@@ -1,4 +1,4 @@
-"""The operators' verbs, `serve` and `down`; `client/` finds them through the entry points of group `tramontane.commands`.
+"""The operators' verbs, `serve` and `down`, which `client/` finds through the entry points `tramontane.commands`.
 
 Only click is imported here, so that `tramontane --help` stays quick and works without the extra.
 """
@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -20,7 +20,7 @@ class ByteSize(click.ParamType[int]):
     """A number of bytes with an optional unit: 512MiB, 2GB, 1048576."""
 
     name = "bytes"
-    _units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    _units: ClassVar = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes."""

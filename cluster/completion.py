@@ -1,14 +1,15 @@
-"""One completion, from its pipeline's batches of tokens to the events that its client hears. Decides only."""
+"""One completion, from its pipeline's tokens to the events that its client hears."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 
 from tramontane.cluster.errors import RETRY_AFTER_S, CallError
-from tramontane.cluster.messages import EndReason
-from tramontane.cluster.pipeline import Batch
+from tramontane.cluster.messages import EndReason, Finished
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.text import CompletionText
 from tramontane.cluster.validation import Request
@@ -31,106 +32,136 @@ FAILURE_SENTENCES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """When a request came to the gateway and when it went on to its pipeline, in seconds of the event loop."""
+    """When a request came to the gateway and when it went on to its pipeline."""
 
+    now: Callable[[], float]
+    """In seconds."""
     arrived_s: float
     submitted_s: float
 
 
 class Completion:
-    """Turns batches into events: the first says what was chosen for the request, the last how it ended."""
+    """Hears tokens from a pipeline (it is its `Receiver`), and makes events of them.
 
-    def __init__(self, request: Request, model: ServedModel, clock: Clock) -> None:
+    Tokens are looked at as they come, so that a stop string is found however slow the client reads; what came since
+    the last event was taken is one event, so that a slow reader never makes a queue. `stop` is called when a stop
+    string is complete: what the pipeline still does for the request is in vain.
+    """
+
+    def __init__(self, request: Request, model: ServedModel, clock: Clock, stop: Callable[[], None]) -> None:
         self._request = request
         self._version = model.version
         self._clock = clock
+        self._stop = stop
         self._text = CompletionText(
             model.tokenizer,
             stop_strings=request.stop_strings,
             stop_ids=request.stop_ids.tolist(),
             min_tokens=request.min_tokens,
         )
-        self._first_s: float | None = None
-        self.reason: pb.FinishReason | None = None
-        """How it ended, once it has."""
+        self._news = asyncio.Event()
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._log_probabilities: list[float] = []
+        self._taken = 0
+        self._first_s = self._last_s = clock.submitted_s
+        self._finished: Finished | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens so far."""
         return self._text.tokens
 
-    def advance(self, batch: Batch) -> pb.GenerateEvent:
-        """The event that tells of this batch. What comes after the token that completes a stop string is dropped.
+    @property
+    def reason(self) -> pb.FinishReason | None:
+        """How it has ended, if it has ended well."""
+        if self._text.stopped:
+            return pb.STOP_STRING
+        return None if self._finished is None else FINISH_REASONS.get(self._finished.reason)
+
+    @property
+    def over(self) -> bool:
+        """The last event has been taken."""
+        return self.reason is not None and not self._news.is_set()
+
+    def put(self, offset: int, token: int, log_probability: float) -> None:
+        """See `Receiver`."""
+        assert offset == self.tokens, f"token at offset {offset}, expected {self.tokens}"
+        assert self.reason is None, f"token at offset {offset} after the end"
+        self._last_s = self._clock.now()
+        if offset == 0:
+            self._first_s = self._last_s
+        self._pieces.append(self._text.push(token))
+        self._ids.append(token)
+        self._log_probabilities.append(log_probability)
+        self._news.set()
+        if self._text.stopped:
+            self._stop()
+
+    def end(self, finished: Finished) -> None:
+        """See `Receiver`. After a stop string nothing can go wrong any more."""
+        if self._finished is None and not self._text.stopped:
+            self._finished = finished
+            self._news.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something to take."""
+        await self._news.wait()
+
+    def take(self) -> pb.GenerateEvent:
+        """All that has come since the last time, as one event: the first has `started`, the last `finished`.
 
         Raises:
-            CallError: the pipeline could not finish the request.
+            CallError: the pipeline could not finish the request; what came before has been taken.
         """
-        assert self.reason is None, f"a batch at offset {batch.offset} after the end"
-        assert batch.offset == self.tokens, f"a batch at offset {batch.offset}, expected {self.tokens}"
-        event, text = self._start(batch), []
-        for token in batch.tokens:
-            text.append(self._text.push(token))
-            if self._text.stopped:
-                break
-        else:
-            if batch.finished is not None and batch.finished.reason in FAILURES:
-                raise _failure(batch.finished.reason, batch.finished.detail)
-        count = self.tokens - batch.offset
-        if self._text.stopped or batch.finished is not None:
-            text.append(self._text.finish())
-            self._finish(event, batch, count)
-        if count or any(text):
-            event.delta.text = "".join(text)
-            event.delta.token_ids.extend(batch.tokens[:count])
-            event.delta.offset = batch.offset
-            event.delta.log_probabilities.extend(batch.log_probabilities[:count])
+        if self._finished is None or self.reason is not None:
+            self._news.clear()
+        elif not self._ids:
+            raise _failure(self._finished)
+        event = pb.GenerateEvent()
+        if self._taken == 0:
+            event.started.request_id = self._request.request_id
+            event.started.seed = self._request.seed
+            event.started.version = self._version
+            event.started.prompt_tokens = len(self._request.tokens)
+        if self.reason is not None:
+            self._pieces.append(self._text.finish())
+            event.finished.reason = self.reason
+            event.finished.usage.prompt_tokens = len(self._request.tokens)
+            event.finished.usage.completion_tokens = self.tokens
+            event.finished.timings.CopyFrom(self._timings())
+        if self._ids or any(self._pieces):
+            event.delta.text = "".join(self._pieces)
+            event.delta.token_ids.extend(self._ids)
+            event.delta.offset = self._taken
+            event.delta.log_probabilities.extend(self._log_probabilities)
+        self._taken += len(self._ids)
+        self._pieces.clear()
+        self._ids.clear()
+        self._log_probabilities.clear()
         return event
 
-    def _start(self, batch: Batch) -> pb.GenerateEvent:
-        if batch.offset or not batch.tokens:
-            return pb.GenerateEvent()
-        self._first_s = batch.arrived_s[0]
-        started = pb.Started(
-            request_id=self._request.request_id,
-            seed=self._request.seed,
-            version=self._version,
-            prompt_tokens=len(self._request.tokens),
-        )
-        return pb.GenerateEvent(started=started)
-
-    def _finish(self, event: pb.GenerateEvent, batch: Batch, count: int) -> None:
-        if self._text.stopped:
-            self.reason = pb.STOP_STRING
-        else:
-            assert batch.finished is not None, "an end without a reason"
-            self.reason = FINISH_REASONS[batch.finished.reason]
-        event.finished.reason = self.reason
-        event.finished.usage.prompt_tokens = len(self._request.tokens)
-        event.finished.usage.completion_tokens = self.tokens
-        event.finished.timings.CopyFrom(self._timings(batch, count))
-
-    def _timings(self, batch: Batch, count: int) -> pb.Timings:
+    def _timings(self) -> pb.Timings:
         """The router's clock where it has ended the request; else the gateway's, which cannot tell queue from prefill.
 
         The time before the request was submitted is added to the queue's in both cases.
         """
-        clock, finished = self._clock, batch.finished
+        clock, finished = self._clock, self._finished
         own_ms = (clock.submitted_s - clock.arrived_s) * 1e3
-        if finished is not None and not self._text.stopped:
+        if finished is not None:
             return pb.Timings(
                 queue_ms=own_ms + finished.queue_ms, prefill_ms=finished.prefill_ms, decode_ms=finished.decode_ms
             )
-        assert self._first_s is not None, "a stop string before the first token"
         return pb.Timings(
             queue_ms=own_ms,
             prefill_ms=(self._first_s - clock.submitted_s) * 1e3,
-            decode_ms=(batch.arrived_s[count - 1] - self._first_s) * 1e3,
+            decode_ms=(self._last_s - self._first_s) * 1e3,
         )
 
 
-def _failure(reason: EndReason, detail: str) -> CallError:
+def _failure(finished: Finished) -> CallError:
     return CallError(
-        FAILURES[reason],
-        detail or FAILURE_SENTENCES[reason],
-        retry_after_s=RETRY_AFTER_S if reason is EndReason.REFUSED else None,
+        FAILURES[finished.reason],
+        finished.detail or FAILURE_SENTENCES[finished.reason],
+        retry_after_s=RETRY_AFTER_S if finished.reason is EndReason.REFUSED else None,
     )

@@ -11,7 +11,7 @@ from tramontane.cluster.async_link import AsyncLink
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
-from tramontane.cluster.pipeline import Arrivals, broken_end
+from tramontane.cluster.pipeline import Receiver, broken_end
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class LinkPipeline:
     def __init__(self, name: str, link: AsyncLink) -> None:
         self._name = name
         self._link = link
-        self._open: dict[int, Arrivals] = {}
+        self._open: dict[int, Receiver] = {}
         self._load = 0
         self._outbox: deque[Submit | Cancel] = deque()
         self._posted = asyncio.Event()
@@ -60,16 +60,14 @@ class LinkPipeline:
         """See `Pipeline`."""
         return self._broken
 
-    def submit(self, request: Submit) -> Arrivals:
+    def submit(self, request: Submit, receiver: Receiver) -> None:
         """See `Pipeline`."""
-        arrivals = Arrivals()
         if self._broken.done():
-            arrivals.end(broken_end(request.request, self._broken.result()))
-            return arrivals
-        self._open[request.request] = arrivals
+            receiver.end(broken_end(request.request, self._broken.result()))
+            return
+        self._open[request.request] = receiver
         self._load += len(request.tokens) + request.max_tokens
         self._post(request)
-        return arrivals
 
     def cancel(self, request: int) -> None:
         """See `Pipeline`."""
@@ -105,8 +103,8 @@ class LinkPipeline:
                 case Tokens():
                     self._deliver(message)
                 case Finished():
-                    if (arrivals := self._open.pop(message.request, None)) is not None:
-                        arrivals.end(message)
+                    if (receiver := self._open.pop(message.request, None)) is not None:
+                        receiver.end(message)
                     self._close_if_idle()
                 case Load():
                     self._load = message.outstanding_tokens
@@ -123,9 +121,9 @@ class LinkPipeline:
         )
         for request, offset, token, log_probability in rows:
             if (
-                arrivals := self._open.get(request)
+                receiver := self._open.get(request)
             ) is not None:  # else it was cancelled while the token was on its way
-                arrivals.put(offset, token, log_probability)
+                receiver.put(offset, token, log_probability)
 
     async def _run(self, job: Callable[[], Awaitable[None]]) -> None:
         """One direction of the link. Whatever ends it breaks the pipeline, a mistake of ours included."""
@@ -146,9 +144,9 @@ class LinkPipeline:
         if self._broken.done():
             return
         self._broken.set_result(reason)
-        for request, arrivals in self._open.items():
-            arrivals.end(broken_end(request, reason))
-        self._open.clear()
+        receivers, self._open = self._open, {}
+        for request, receiver in receivers.items():
+            receiver.end(broken_end(request, reason))
         self._outbox.clear()
         self._link.close()
         for task in self._tasks:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,10 +27,11 @@ from tramontane.stages.microbatch import (
     no_scored_rows,
 )
 
+NOTHING = range(0)
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one sequence contributes: its tokens first .. first + length."""
+
+class Piece(NamedTuple):
+    """What one sequence contributes: its tokens first .. first + length. (A tuple: one a row, and cheap to make.)"""
 
     sequence: Sequence
     first: int
@@ -44,15 +46,12 @@ class Piece:
     @classmethod
     def following(cls, sequence: Sequence, length: int) -> Piece:
         """The next `length` tokens of a sequence."""
-        first = sequence.computed
-        return cls(
-            sequence=sequence,
-            first=first,
-            length=length,
-            decodes=sequence.phase is Phase.DECODE,
-            samples=length == sequence.uncomputed,
-            scored=range(max(first, sequence.scored), min(first + length, sequence.scorable)),
-        )
+        first, last = sequence.computed, sequence.computed + length
+        scored = NOTHING
+        if sequence.scored < sequence.scorable:
+            scored = range(max(first, sequence.scored), min(last, sequence.scorable))
+        decodes = sequence.phase is Phase.DECODE
+        return cls(sequence, first, length, decodes, last == len(sequence.tokens), scored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def _table(pieces: Items[Piece], index: int, fresh: Items[int]) -> BlockTable:
     )
 
 
-def _sampled(pieces: Iterable[Piece], end_S: Int32Array) -> SampledRows:  # noqa: N803  (shape letters)
+def _sampled(pieces: Iterable[Piece], end_S: Int32Array) -> SampledRows:
     chosen = [(index, piece.sequence) for index, piece in enumerate(pieces) if piece.samples]
     if not chosen:
         return no_sampled_rows()
@@ -142,7 +141,7 @@ def _sampled(pieces: Iterable[Piece], end_S: Int32Array) -> SampledRows:  # noqa
     )
 
 
-def _scored(pieces: Iterable[Piece], start_S: Int32Array) -> ScoredRows:  # noqa: N803
+def _scored(pieces: Iterable[Piece], start_S: Int32Array) -> ScoredRows:
     rows: list[Int32Array] = []
     target = array("i")
     for start, piece in zip(start_S.tolist(), pieces, strict=True):

@@ -55,7 +55,8 @@ class Roster:
     def advance(self, sequence: Sequence, length: int) -> None:
         """Its next tokens go down the pipe."""
         sequence.computed += length
-        sequence.scored = max(sequence.scored, min(sequence.computed, sequence.scorable))
+        if sequence.scored < sequence.scorable:
+            sequence.scored = max(sequence.scored, min(sequence.computed, sequence.scorable))
         self.outstanding_tokens -= length
         if not sequence.uncomputed:
             self.prefilling.pop(sequence.id, None)

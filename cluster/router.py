@@ -31,10 +31,20 @@ BIND_TIMEOUT_S = 30.0
 class StagePort(Protocol):
     """A stage worker seen from its router; the controller's view of it is `controller.StageControl`."""
 
-    async def address(self) -> Address: ...
-    async def epoch(self) -> int: ...
-    async def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int, downstream: Address) -> None: ...
-    async def run(self, epoch: int) -> str: ...
+    async def address(self) -> Address:
+        """Where upstream dials."""
+        ...
+
+    async def epoch(self) -> int:
+        """The highest epoch that it was bound at."""
+        ...
+
+    async def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int, downstream: Address) -> None:
+        """Start anew at a higher epoch, with an empty KV pool."""
+
+    async def run(self, epoch: int) -> str:
+        """Stream microbatches until a link closes; the reason."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +156,7 @@ class Router:
 
     async def close(self) -> None:
         """Close all links; requests that are still open end as broken."""
-        self._break("the router was closed")
+        self._break("the router was closed", logging.INFO)
         await self._listener.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -206,13 +216,14 @@ class Router:
 
         self._tasks.append(asyncio.get_running_loop().create_task(run()))
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, level: int = logging.ERROR) -> None:
         """End everything once; what comes later follows from it and is not told."""
         if self._broken.done():
             return
-        log.error("%s broke: %s", self._name, reason)
+        log.log(level, "%s ends: %s", self._name, reason)
         self._broken.set_result(reason)
         self._desk.break_all(reason)
+        self._scheduler.restart()  # what is in flight will not come back
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()

@@ -10,8 +10,8 @@ Pure: no torch, no ray, no asyncio, no clock. `schedule` decides, `update` takes
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from math import isnan
+from typing import NamedTuple
 
 from tramontane.cluster.messages import EndReason
 from tramontane.cluster.pacing import OutputReserve, Pace
@@ -31,8 +31,7 @@ class QueueFull(Exception):  # noqa: N818  (named like queue.Full and asyncio.Qu
         self.limit = limit
 
 
-@dataclass(frozen=True, slots=True)
-class Emitted:
+class Emitted(NamedTuple):
     """One step's news of one sequence: its next token, and its end if this was it."""
 
     sequence: int
@@ -243,7 +242,7 @@ class Scheduler:
         self._roster.append(sequence, token)
         self.completion_tokens += 1
         self.prompt_tokens += sequence.prompt_tokens if offset == 0 else 0
-        end = EndReason.LENGTH if not sequence.remaining else None
+        end = EndReason.LENGTH if offset + 1 == sequence.max_tokens else None
         if token in sequence.stop_set and offset >= sequence.min_tokens:
             end = EndReason.STOP_TOKEN
         if end is not None:

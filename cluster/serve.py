@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import os
@@ -171,10 +172,8 @@ def _check_reach(options: ServeOptions) -> None:
         raise ValueError("detach needs --address: without it, the service's Ray ends with this command")
     host = options.host
     loopback = host == "localhost"
-    try:
+    with contextlib.suppress(ValueError):  # another name: not known to be loopback
         loopback = loopback or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass  # another name: not known to be loopback
     if not loopback and not options.insecure:
         raise ValueError(f"host is {host}, beyond loopback: there is no authentication; --insecure allows it")
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -15,7 +16,7 @@ import grpc
 from tramontane.cluster.completion import Clock, Completion
 from tramontane.cluster.errors import CallError
 from tramontane.cluster.offer import Offer
-from tramontane.cluster.pipeline import Arrivals, Pipeline, broken_end
+from tramontane.cluster.pipeline import Pipeline, broken_end
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.stats import ServiceStats
 from tramontane.cluster.text import detokenize
@@ -43,7 +44,7 @@ class Servicer(pb_grpc.ServingServicer):
         self._fetch_stats = fetch_stats
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._numbers = itertools.count()
-        self._open: dict[int, tuple[Pipeline, Arrivals]] = {}
+        self._open: dict[int, tuple[Pipeline, Completion]] = {}
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,9 +109,9 @@ class Servicer(pb_grpc.ServingServicer):
 
     def end_all(self, reason: str) -> None:
         """End every generation with UNAVAILABLE."""
-        for number, (pipeline, arrivals) in self._open.items():
+        for number, (pipeline, completion) in self._open.items():
             pipeline.cancel(number)
-            arrivals.end(broken_end(number, reason))
+            completion.end(broken_end(number, reason))
 
     def close(self) -> None:
         """Let the threads go."""
@@ -161,19 +162,19 @@ class Servicer(pb_grpc.ServingServicer):
         """From a pipeline's tokens to the last event. Whatever ends this frees the request at its pipeline."""
         pipeline, number, submitted_s = self._offer.choose(), next(self._numbers), _now()
         remaining_ms = None if deadline_s is None else max(deadline_s - submitted_s, 0.0) * 1e3
-        completion = Completion(request, model, Clock(arrived_s=arrived_s, submitted_s=submitted_s))
-        arrivals = pipeline.submit(request.submit(number, remaining_ms))
-        self._open[number] = pipeline, arrivals
+        clock = Clock(now=_now, arrived_s=arrived_s, submitted_s=submitted_s)
+        completion = Completion(request, model, clock, stop=partial(pipeline.cancel, number))
+        self._open[number] = pipeline, completion
         log.info("request %s: %d prompt tokens, to %s", request.request_id, len(request.tokens), pipeline.name)
         try:
-            while completion.reason is None:
-                event = completion.advance(await arrivals.take())
-                if completion.reason is not None:
-                    pipeline.cancel(number)  # after a stop string: before a slow reader can delay it
-                await send(event)
+            pipeline.submit(request.submit(number, remaining_ms), completion)
+            while not completion.over:
+                await completion.wait()
+                await send(completion.take())
         finally:
             pipeline.cancel(number)
             del self._open[number]
+        assert completion.reason is not None, f"request {request.request_id} is over without a reason"
         reason = pb.FinishReason.Name(completion.reason)
         log.info("request %s: %s after %d tokens", request.request_id, reason, completion.tokens)
 

@@ -121,7 +121,7 @@ def show(readings: list[Reading], before: Stats, after: Stats, wall_s: float) ->
 
 def main() -> int:
     """Start the server, run the users, end the server. The exit status is the server's."""
-    command = [Path(sys.executable).with_name("tramontane"), "serve", "--stages", str(STAGES), "--port", "0"]
+    command = [str(Path(sys.executable).with_name("tramontane")), "serve", "--stages", str(STAGES), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  (our own command)
     assert server.stdout is not None
     try:

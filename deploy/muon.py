@@ -16,12 +16,12 @@ def orthogonalise(gradient: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, about. [..., rows, columns]"""
     a, b, c = NEWTON_SCHULZ
     tall = gradient.shape[-2] > gradient.shape[-1]
-    x = gradient.mT if tall else gradient
+    x: Tensor = gradient.mT if tall else gradient
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(STEPS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    return torch.as_tensor(x.mT if tall else x)
 
 
 class Muon(torch.optim.Optimizer):
@@ -33,8 +33,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  (no closure)
-        """One update from the gradients."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients; a closure is not supported."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]

@@ -1,8 +1,8 @@
 """Train a small Mixtral from a text: `python deploy/train.py TEXT --out DIR`.
 
 The first nine tenths of the text train model and tokenizer; the last tenth is seen by neither and judges. A text as
-small as a megabyte is overfitted within minutes, so every epoch cuts it into other pieces (subword regularisation,
-Kudo 2018), branches drop out, and the weights that are kept are a moving average, saved whenever they judge better.
+small as a megabyte is soon overfitted, so branches drop out, and the weights that are kept are a moving average, saved
+whenever they judge better.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from tramontane.deploy.muon import Muon
 from tramontane.deploy.training_model import Shape, TrainingModel, accumulate_gradients, hugging_face_tensors
 
 BOS, EOS = 1, 2
-SHARP = 0.2  # how sharply sampled segmentations prefer the best one; 0 is uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,9 @@ def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.Sentence
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def encode(tokenizer: sentencepiece.SentencePieceProcessor, text: str, *, sampled: bool = False) -> Tensor:
-    """Token ids of the whole text, cut line by line: the likeliest pieces, or sampled ones."""
-    lines = text.splitlines(keepends=True)
-    pieces: list[list[int]] = tokenizer.encode(lines, enable_sampling=sampled, alpha=SHARP, nbest_size=-1)
+def encode(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> Tensor:
+    """Token ids of the whole text, cut line by line. [N]"""
+    pieces: list[list[int]] = tokenizer.encode(text.splitlines(keepends=True))
     return torch.tensor([token for line in pieces for token in line])
 
 
@@ -168,20 +167,19 @@ def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> t
     """Train and save the best moving average; that average, rounded to bfloat16 as saved, and its judgement."""
     torch.manual_seed(seed)
     torch.set_num_threads(recipe.threads)
-    sentencepiece.set_random_generator_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     cut = len(text) * 9 // 10
     tokenizer = train_tokenizer(text[:cut], shape.vocab, folder / "tokenizer.model")
-    unseen_N = encode(tokenizer, text[cut:])
+    seen_N, unseen_N = encode(tokenizer, text[:cut]), encode(tokenizer, text[cut:])
     model = TrainingModel(shape)
     average, best_model, best = copy.deepcopy(model), copy.deepcopy(model), Judgement(math.inf, math.inf, 0.0)
     optimizers = optimizers_of(model, recipe)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    steps = recipe.epochs * (len(encode(tokenizer, text[:cut])) // (recipe.batch * recipe.length))
+    steps = recipe.epochs * math.ceil(len(seen_N) // recipe.length / recipe.batch)
     step, started = 0, time.monotonic()
     for epoch in range(recipe.epochs):
         losses = []
-        for batch_BT in batches(encode(tokenizer, text[:cut], sampled=epoch > 0), recipe, generator):
+        for batch_BT in batches(seen_N, recipe, generator):
             rate = min((step + 1) / recipe.warmup_steps, max(0.02, 1 - step / steps))
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
                 group["lr"] = peak * rate
@@ -198,7 +196,7 @@ def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> t
                     kept.lerp_(now, 1 - decay)
             if step % 20 == 0:
                 click.echo(
-                    f"step {step}/{steps}  loss {sum(losses[-20:]) / 20:.3f}  {time.monotonic() - started:.0f} s"
+                    f"step {step}/{steps}  loss {statistics.fmean(losses[-20:]):.3f}  {time.monotonic() - started:.0f} s"
                 )
         judgement = judge(average, unseen_N, len(text) - cut)
         click.echo(f"epoch {epoch + 1}/{recipe.epochs}  {describe(judgement)}")

@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class Experts(nn.Module):
-    """A gate and its experts: the k highest gate logits are chosen and softmaxed over the chosen (Mixtral, section 2.1)."""
+    """A gate and its experts: the k highest gate logits, softmaxed over the chosen (Mixtral, section 2.1)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -13,11 +13,11 @@ from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Int32Array, Microbatch
 
 
-class StaleEpoch(ValueError):
+class StaleEpoch(ValueError):  # noqa: N818  (says what is wrong, as OutOfOrder does)
     """The microbatch belongs to another binding."""
 
 
-class OutOfOrder(ValueError):
+class OutOfOrder(ValueError):  # noqa: N818
     """The microbatch is not the step after the last: a gap or a repetition would corrupt the rings."""
 
 
@@ -33,7 +33,8 @@ class KVPool:
     def fill(self, blocks: Int32Array, value: float = 0.0) -> None:
         """Set every key and value of the given blocks, in all layers."""
         if len(blocks):
-            assert 0 <= blocks.min() and blocks.max() < self.blocks, f"blocks {blocks} of a pool of {self.blocks}"
+            inside = (blocks >= 0) & (blocks < self.blocks)
+            assert inside.all(), f"blocks {blocks[~inside]} of a pool of {self.blocks}"
             self.kernels.fill(self.storage, blocks, value)
 
 

@@ -70,7 +70,7 @@ class Inbox:
         except IndexError:
             buffer = torch.empty(self._max_tokens * self._row_bytes, dtype=torch.uint8, pin_memory=self._pinned)
         self._filled.append((buffer, tokens))
-        return memoryview(buffer.numpy())[: tokens * self._row_bytes]
+        return buffer.numpy().data[: tokens * self._row_bytes]
 
     def take(self) -> tuple[Tensor, int]:
         """The buffer handed out first among those not taken yet, and its rows."""
@@ -193,7 +193,7 @@ class Stage:
         """
         if epoch <= self.epoch:
             raise ValueError(f"epoch is {epoch}; the stage was bound at {self.epoch} and takes only a higher one")
-        # The old pools go first, since two may not fit; should the new ones not fit, the old epoch is over all the same.
+        # The old pools go first, since two may not fit; should the new ones fail, the old epoch is over all the same.
         self.epoch, self._binding = epoch, None
         self._binding = Binding(
             self.config,
@@ -262,7 +262,7 @@ class Stage:
         return self._kernels.head(self._head, rows_MD)
 
     def _admit(self, microbatch: Microbatch) -> Binding:
-        """The binding, if the microbatch is its next; a refused one's rows are let go, so that the next finds its own."""
+        """The binding, if the microbatch is its next; a refused one's rows are let go, so that the next has its own."""
         try:
             if self._binding is None:
                 raise StaleEpoch(f"microbatch of epoch {microbatch.epoch}; the stage is bound to no router")
@@ -283,7 +283,7 @@ class Stage:
         return self._kernels.enter(rows_TD)
 
     def _bytes(self, rows_TD: Tensor) -> memoryview:
-        return memoryview(self._kernels.leave(rows_TD).view(torch.uint8).numpy()).cast("B")
+        return self._kernels.leave(rows_TD).view(torch.uint8).numpy().data.cast("B")
 
     def _result(self, microbatch: Microbatch, rows_TD: Tensor) -> StepResult:
         sampled, scored = microbatch.sampled, microbatch.scored

@@ -1,8 +1,8 @@
 """Drives stages in process: takes blocks, makes microbatches, carries rows from stage to stage, reads logits.
 
-    drive = Drive(load_stages(folder, config, [2, 1]), make_layout(config, chunk=8, block=4, sequences=3))
-    prompt, other = drive.sequence(tokens), drive.sequence(tokens)
-    logits = drive.logits((prompt, 8), (other, 1))      # the next 8 tokens of one, the next of another, packed
+drive = Drive(load_stages(folder, config, [2, 1]), make_layout(config, chunk=8, block=4, sequences=3))
+prompt, other = drive.sequence(tokens), drive.sequence(tokens)
+logits = drive.logits((prompt, 8), (other, 1))      # the next 8 tokens of one, the next of another, packed
 """
 
 from collections.abc import Sequence

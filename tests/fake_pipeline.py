@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceTrainer
 
 from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.messages import EndReason, Finished, Submit
-from tramontane.cluster.pipeline import Arrivals, broken_end
+from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters
 from tramontane.cluster.tokenizer import Tokenizer
@@ -61,20 +61,18 @@ class FakePipeline:
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.running = asyncio.Event()
         self.running.set()
-        self.open: dict[int, Arrivals] = {}
+        self.open: dict[int, Receiver] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, request: Submit) -> Arrivals:
-        arrivals = Arrivals()
+    def submit(self, request: Submit, receiver: Receiver) -> None:
         self.submitted.append(request)
         if self.broken.done():
-            arrivals.end(broken_end(request.request, self.broken.result()))
-            return arrivals
-        self.open[request.request] = arrivals
-        task = asyncio.get_running_loop().create_task(self._answer(request, arrivals))
+            receiver.end(broken_end(request.request, self.broken.result()))
+            return
+        self.open[request.request] = receiver
+        task = asyncio.get_running_loop().create_task(self._answer(request, receiver))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return arrivals
 
     def cancel(self, request: int) -> None:
         if self.open.pop(request, None) is not None:
@@ -88,29 +86,29 @@ class FakePipeline:
         if self.broken.done():
             return
         self.broken.set_result(reason)
-        for request, arrivals in self.open.items():
-            arrivals.end(broken_end(request, reason))
+        for request, receiver in self.open.items():
+            receiver.end(broken_end(request, reason))
         self.open.clear()
 
     async def close(self) -> None:
         self.break_down("closed")
 
-    async def _answer(self, request: Submit, arrivals: Arrivals) -> None:
+    async def _answer(self, request: Submit, receiver: Receiver) -> None:
         reason, stop_ids = self.end, set(request.stop_ids.tolist())
         for offset, token in enumerate(self.reply(request)):
             await self.running.wait()
             await asyncio.sleep(self.pause_s)
-            if self.open.get(request.request) is not arrivals:
+            if self.open.get(request.request) is not receiver:
                 return  # cancelled
-            arrivals.put(offset, token, LOG_PROBABILITY)
+            receiver.put(offset, token, LOG_PROBABILITY)
             self.produced += 1
             if token in stop_ids or offset + 1 == request.max_tokens:
                 reason = EndReason.STOP_TOKEN if token in stop_ids else EndReason.LENGTH
                 break
         await self.running.wait()
-        if self.open.pop(request.request, None) is arrivals:
+        if self.open.pop(request.request, None) is receiver:
             detail = self.detail if reason is self.end else ""
-            arrivals.end(
+            receiver.end(
                 Finished(
                     request=request.request, reason=reason, detail=detail, queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0
                 )

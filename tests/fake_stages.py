@@ -230,6 +230,8 @@ class FakePipeline:
         """Decode rows of every microbatch that had some."""
         self.live: dict[int, Stream] = {}
         self.streams: list[Stream] = []
+        self.careless = False
+        """Let admission keep nothing back for output, so that preemptions are many."""
         self._last_started = -1
 
     def add(self, sequence_id: int, prompt: list[int], max_tokens: int = 8, **options: object) -> Stream:
@@ -251,6 +253,8 @@ class FakePipeline:
         running = [s for s in self.live.values() if s.sequence.phase in (Phase.PREFILL, Phase.DECODE)]
         oldest = min(running, key=lambda stream: stream.arrival, default=None)
         incarnation = oldest.sequence.incarnation if oldest else 0
+        if self.careless:
+            self.scheduler._reserve.share = 0.0
         microbatch = self.scheduler.schedule(self.fake.epoch, self.step)
         if oldest:
             assert oldest.sequence.incarnation == incarnation, "the oldest was preempted"

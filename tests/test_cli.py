@@ -180,9 +180,9 @@ def test_a_reader_that_leaves_is_no_error(server):
 
 def test_what_it_waits_for_is_said(server):
     server.set_serving(False)
-    command = [TRAMONTANE, "generate", "ab", "--max-tokens", "3", "--target", server.target]
+    command = [TRAMONTANE, "generate", "ab", "--max-tokens", "3", "--timeout", "30", "--target", server.target]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stderr.readline().decode() == f"waiting up to 300 s for {server.target}: NOT_SERVING\n"
+        assert process.stderr.readline().decode() == f"waiting up to 30 s for {server.target}: NOT_SERVING\n"
         server.set_serving(True)
         assert process.communicate(timeout=60) == (b"cde\n", b"")
 

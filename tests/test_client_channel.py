@@ -178,12 +178,12 @@ def test_a_client_waits_while_its_server_loads(server):
 
 async def test_the_async_client_waits_while_its_server_loads(server):
     server.set_serving(False)
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(server.target, ClientOptions(attempts=1)) as client:
         waiting = asyncio.create_task(client.generate("ab", max_tokens=3))
         with pytest.raises(errors.DeadlineExceeded):
             await client.generate("ab", timeout_s=0.5)
         with pytest.raises(errors.Unavailable):
-            async with AsyncClient(server.target, ClientOptions(wait=False, attempts=1)) as hasty:
+            async with AsyncClient(server.target, ClientOptions(attempts=1, wait=False)) as hasty:
                 await hasty.generate("ab")
         assert not waiting.done()
         server.set_serving(True)

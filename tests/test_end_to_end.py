@@ -1,4 +1,4 @@
-"""The whole path, as users and operators meet it: `tramontane serve` with two stages over real Ray, and gRPC clients."""
+"""The whole path, as users and operators meet it: `tramontane serve` over real Ray, and gRPC clients."""
 
 from __future__ import annotations
 
@@ -163,10 +163,11 @@ def test_a_killed_stage_ends_its_requests_and_health_at_once() -> None:
     try:
         with Client(broken.target) as client:
             stage = next(process for process in client.stats().processes if process.name == "0.1")
-            with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream, pytest.raises(Unavailable):
-                for index, _ in enumerate(stream):
-                    if index == 3:
-                        os.kill(stage.pid, signal.SIGKILL)
+            with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
+                next(iter(stream))
+                os.kill(stage.pid, signal.SIGKILL)
+                with pytest.raises(Unavailable):
+                    list(stream)
             eventually(lambda: client.health() is HealthStatus.NOT_SERVING)
             with pytest.raises(Unavailable):
                 client.generate("x", timeout_s=10)

@@ -1,94 +1,35 @@
-"""A gateway over a real gRPC channel, in front of pipelines whose tokens can be computed by hand."""
+"""What a request gets from a gateway, over a real gRPC channel, and what is refused."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from calls import (
+    Code,
+    ask,
+    details_of,
+    events_of,
+    eventually,
+    failure,
+    says,
+    stub_of,
+)
 from fake_pipeline import (
     LOG_PROBABILITY,
     FakePipeline,
-    fake_stats,
     serving,
     tiny_model,
     tiny_tokenizer,
 )
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 
-from tramontane.cluster.errors import CallError
-from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.messages import EndReason
-from tramontane.cluster.offer import Offer
-from tramontane.cluster.servicer import Servicer
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
-
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = ("", "tramontane.v1.Serving", "tramontane.v1.Serving/tiny")
-Code = grpc.StatusCode
-
-
-def ask(text: str = "a summer", **fields) -> pb.GenerateRequest:
-    if "tokens" not in fields:
-        fields["text"] = text
-    return pb.GenerateRequest(**{"stopping": pb.Stopping(max_tokens=8), **fields})
-
-
-def says(text: str) -> Callable[[object], list[int]]:
-    """A pipeline's reply that prints this text, then EOS."""
-    return lambda submit: [*tiny_tokenizer().encode(text, add_bos=False), 2]
-
-
-@asynccontextmanager
-async def stub_of(target: str, **options: int) -> AsyncIterator[pb_grpc.ServingStub]:
-    named = [(f"grpc.{name}", value) for name, value in options.items()]
-    async with grpc.aio.insecure_channel(target, options=named) as channel:
-        yield pb_grpc.ServingStub(channel)
-
-
-async def events_of(call: grpc.aio.UnaryStreamCall) -> list[pb.GenerateEvent]:
-    return [event async for event in call]
-
-
-async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (conditions are about other objects)
-            await asyncio.sleep(0.01)
-
-
-async def failure(call: object) -> grpc.aio.AioRpcError:
-    """The error that a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value
-
-
-def details_of(error: grpc.aio.AioRpcError) -> dict[type[Message], Message]:
-    """The status's details by their type."""
-    found = {}
-    for packed in rpc_status.from_call(error).details:
-        for kind in (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.RequestInfo):
-            if packed.Is(kind.DESCRIPTOR):
-                found[kind] = kind()
-                packed.Unpack(found[kind])
-    return found
-
-
-async def health_of(target: str, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
-    async with grpc.aio.insecure_channel(target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
-
 
 # What a request gets
 
@@ -305,6 +246,19 @@ async def test_a_request_that_the_pipeline_cannot_finish_ends_alone(reason, toke
         assert (await stub.Generate(ask())).finished.usage.completion_tokens == 8
 
 
+async def test_tokens_that_came_before_a_failure_reach_the_client():
+    pipeline = FakePipeline(reply=lambda submit: [300, 301, 302], end=EndReason.BROKEN)
+    async with serving(pipeline) as (_, target), stub_of(target) as stub:
+        call, ids = stub.GenerateStream(ask()), []
+
+        async def collect() -> None:
+            async for event in call:
+                ids.extend(event.delta.token_ids)
+
+        assert (await failure(collect())).code() == Code.UNAVAILABLE
+        assert ids == [300, 301, 302]
+
+
 async def test_a_bad_field_is_named_in_the_status():
     async with serving() as (_, target), stub_of(target) as stub:
         error = await failure(stub.Generate(ask(request_id="mine", sampling=pb.Sampling(top_p=2.0))))
@@ -325,302 +279,3 @@ async def test_a_mistake_of_our_own_is_internal_and_names_no_class(caplog):
         assert "TypeError" in caplog.text
         pipeline.submit, pipeline.reply = broken_submit, lambda submit: [300] * 8
         assert (await stub.Generate(ask())).finished.usage.completion_tokens == 8
-
-
-# Leaving early, and reading late
-
-
-@pytest.mark.parametrize("after", ["no token", "some tokens"])
-@pytest.mark.parametrize("way", ["cancel", "disconnect", "deadline"])
-async def test_a_client_that_leaves_frees_its_request(way, after):
-    pipeline = FakePipeline(pause_s=0.001)
-    if after == "no token":
-        pipeline.running.clear()
-    async with serving(pipeline) as (gateway, target):
-        async with stub_of(target) as stub:
-            timeout = 0.5 if way == "deadline" else None
-            call = stub.GenerateStream(ask(stopping=pb.Stopping(max_tokens=4000)), timeout=timeout)
-            if after == "some tokens":
-                await call.read()
-            await eventually(lambda: len(pipeline.open) == 1)
-            if way == "cancel":
-                call.cancel()
-            elif way == "deadline":
-                error = await failure(events_of(call) if after == "no token" else drain(call))
-                assert error.code() == Code.DEADLINE_EXCEEDED
-        await eventually(lambda: not pipeline.open)
-        assert pipeline.cancelled == [0]
-        await asyncio.wait_for(gateway._servicer.wait_idle(), 30)
-        pipeline.running.set()
-        async with stub_of(target) as stub:
-            assert (await stub.Generate(ask())).finished.usage.completion_tokens == 8
-
-
-async def drain(call: grpc.aio.UnaryStreamCall) -> None:
-    while await call.read() is not grpc.aio.EOF:
-        pass
-
-
-async def test_the_gateway_keeps_the_deadline_itself():
-    """Over a channel grpc ends the call at the same moment; here it does not."""
-
-    class Context:
-        def time_remaining(self) -> float:
-            return 0.1
-
-    pipeline = FakePipeline()
-    pipeline.running.clear()
-    offer = Offer("tiny", lambda: None)
-    offer.set_model(tiny_model(tokenizer=tiny_tokenizer()))
-    await offer.set_routes(1, [pipeline])
-    servicer = Servicer(offer, fake_stats)
-    with pytest.raises(CallError) as late:
-        await asyncio.wait_for(servicer.Generate(ask(), Context()), 30)
-    assert late.value.code == Code.DEADLINE_EXCEEDED
-    assert pipeline.cancelled == [0]
-    servicer.close()
-
-
-SMALL_WINDOW = {"http2.bdp_probe": 0, "http2.lookahead_bytes": 1024}
-"""A client that lets the server send 64 KiB ahead of its reading, and no more."""
-
-
-async def test_a_slow_reader_makes_no_queue_of_messages():
-    pipeline = FakePipeline()
-    model = tiny_model(context=50_000)
-    async with serving(pipeline, model=model) as (_, target), stub_of(target, **SMALL_WINDOW) as stub:
-        call = stub.GenerateStream(ask(tokens=pb.TokenIds(ids=[299]), stopping=pb.Stopping(max_tokens=20_000)))
-        events = [await call.read()]
-        await eventually(lambda: pipeline.produced == 20_000)
-        while (event := await call.read()) is not grpc.aio.EOF:
-            events.append(event)
-        ids = [token for event in events for token in event.delta.token_ids]
-        assert ids == [300 + index % 80 for index in range(20_000)]
-        assert len(events) < 2000, "messages queued up for a reader that had stopped"
-        assert events[-1].finished.reason == pb.LENGTH
-
-
-@pytest.mark.parametrize("way", ["cancel", "deadline"])
-async def test_a_reader_that_stopped_still_frees_its_request(way):
-    """The gateway is blocked in a write then, not in waiting for tokens."""
-    pipeline = FakePipeline(reply=lambda submit: iter(lambda: 300, None), pause_s=0.0)
-    model = tiny_model(context=2_000_000)
-    async with serving(pipeline, model=model) as (gateway, target), stub_of(target, **SMALL_WINDOW) as stub:
-        call = stub.GenerateStream(
-            ask(tokens=pb.TokenIds(ids=[299]), stopping=pb.Stopping(max_tokens=1_900_000)),
-            timeout=1.5 if way == "deadline" else None,
-        )
-        await call.read()
-        await eventually(lambda: pipeline.produced > 10_000)
-        if way == "cancel":
-            call.cancel()
-        await eventually(lambda: pipeline.cancelled == [0])
-        await asyncio.wait_for(gateway._servicer.wait_idle(), 30)
-
-
-async def test_a_stop_string_frees_the_pipeline_before_a_slow_reader_has_read():
-    ids = tiny_tokenizer().encode("many words go on ", add_bos=False)
-    end = tiny_tokenizer().encode("END", add_bos=False)
-    pipeline = FakePipeline(reply=lambda submit: [*ids * 3000, *end, *ids * 1000])
-    model = tiny_model(context=100_000, tokenizer=tiny_tokenizer())
-    async with serving(pipeline, model=model) as (_, target), stub_of(target, **SMALL_WINDOW) as stub:
-        call = stub.GenerateStream(ask(stopping=pb.Stopping(max_tokens=90_000, strings=["END"])))
-        events = [await call.read()]
-        await eventually(lambda: not pipeline.open)
-        while (event := await call.read()) is not grpc.aio.EOF:
-            events.append(event)
-        assert events[-1].finished.reason == pb.STOP_STRING
-        assert "".join(event.delta.text for event in events).count("many words go on ") == 3000
-
-
-async def test_a_large_text_is_tokenized_beside_the_event_loop():
-    model = tiny_model(tokenizer=tiny_tokenizer())
-    go_on = threading.Event()
-
-    class Slow:
-        """Encodes when told to."""
-
-        size, eos_id, bos_id = model.tokenizer.size, 2, 1
-
-        def encode(self, text: str, *, add_bos: bool) -> list[int]:
-            assert len(text) < 5000 or go_on.wait(30)
-            return [5]
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(model.tokenizer, name)
-
-    async with serving(model=tiny_model(tokenizer=Slow())) as (_, target), stub_of(target) as stub:
-        large = asyncio.ensure_future(generate(stub, "x" * 5000))
-        small = await asyncio.wait_for(stub.Generate(ask("small")), 20)
-        assert small.finished.usage.completion_tokens == 8
-        assert not large.done()
-        go_on.set()
-        assert (await large).finished.usage.completion_tokens == 8
-
-
-async def generate(stub: pb_grpc.ServingStub, text: str) -> pb.GenerateResponse:
-    return await stub.Generate(ask(text))
-
-
-# What the gateway says of itself
-
-
-async def test_health_follows_the_gateway_s_life():
-    gateway = Gateway("gateway-0", "tiny", context=4096, fetch_stats=fake_stats)
-    port = await gateway.start("127.0.0.1", 0)
-    target = f"127.0.0.1:{port}"
-    pipeline = FakePipeline()
-    async with stub_of(target) as stub:
-        for service in SERVICES:
-            assert await health_of(target, service) == NOT_SERVING
-        gateway.set_loading(0.439)
-        for call in (
-            stub.Generate(ask()),
-            stub.Tokenize(pb.TokenizeRequest()),
-            stub.ListModels(pb.ListModelsRequest()),
-        ):
-            error = await failure(call)
-            assert (error.code(), error.details()) == (Code.UNAVAILABLE, "loading, 43 %")
-        assert (await failure(stub.Generate(ask(model="other")))).code() == Code.NOT_FOUND
-        assert (await stub.GetStats(pb.GetStatsRequest())).processes
-
-        gateway.set_model(tiny_model(tokenizer=tiny_tokenizer()))
-        assert await health_of(target, "") == NOT_SERVING
-        await gateway.set_routes(1, [pipeline])
-        for service in SERVICES:
-            assert await health_of(target, service) == SERVING
-        assert (await failure(health_of(target, "tramontane.v1.Serving/other"))).code() == Code.NOT_FOUND
-
-        gateway.drain()
-        for service in SERVICES:
-            assert await health_of(target, service) == NOT_SERVING
-        error = await failure(stub.Generate(ask()))
-        assert (error.code(), error.details()) == (Code.UNAVAILABLE, "the server is shutting down")
-    await gateway.close(0.0)
-
-
-async def test_those_who_watch_health_hear_of_each_change():
-    pipeline = FakePipeline()
-    async with serving(pipeline) as (gateway, target), grpc.aio.insecure_channel(target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        heard = []
-
-        async def watch() -> None:
-            async for answer in stub.Watch(health_pb2.HealthCheckRequest(service="tramontane.v1.Serving/tiny")):
-                heard.append(answer.status)
-
-        watching = asyncio.ensure_future(watch())
-        await eventually(lambda: heard == [SERVING])
-        pipeline.break_down("stage 1 died")
-        await eventually(lambda: heard == [SERVING, NOT_SERVING])
-        await gateway.set_routes(2, [FakePipeline()])
-        await eventually(lambda: heard == [SERVING, NOT_SERVING, SERVING])
-        gateway.set_unavailable("recovery failed")
-        await eventually(lambda: heard == [SERVING, NOT_SERVING, SERVING, NOT_SERVING])
-        await gateway.close(0.0)
-        await asyncio.wait_for(watching, 30)
-
-
-async def test_a_pipeline_that_breaks_ends_its_requests_and_only_the_last_turns_health():
-    first, second = FakePipeline(name="a"), FakePipeline(name="b", outstanding_tokens=1)
-    first.running.clear()
-    async with serving(first, second) as (_, target), stub_of(target) as stub:
-        waiting = asyncio.ensure_future(failure(generate(stub, "a")))
-        await eventually(lambda: first.open)
-        first.break_down("stage 1 died")
-        error = await waiting
-        assert (error.code(), error.details()) == (Code.UNAVAILABLE, "stage 1 died")
-        assert await health_of(target, "") == SERVING
-        assert (await stub.Generate(ask())).finished.usage.completion_tokens == 8
-        second.break_down("stage 0 died")
-        assert await health_of(target, "") == NOT_SERVING
-        error = await failure(stub.Generate(ask()))
-        assert (error.code(), error.details()) == (Code.UNAVAILABLE, "b broke: stage 0 died")
-
-
-async def test_requests_go_to_the_less_busy_of_two_pipelines():
-    busy, idle = FakePipeline(name="busy", outstanding_tokens=10), FakePipeline(name="idle", outstanding_tokens=9)
-    async with serving(busy, idle) as (_, target), stub_of(target) as stub:
-        for _ in range(10):
-            await stub.Generate(ask())
-        assert (len(busy.submitted), len(idle.submitted)) == (0, 10)
-        busy.outstanding_tokens = 0
-        await stub.Generate(ask())
-        assert len(busy.submitted) == 1
-
-
-async def test_with_many_pipelines_all_but_the_busiest_get_requests():
-    pipelines = [FakePipeline(name=str(load), outstanding_tokens=load) for load in range(4)]
-    async with serving(*pipelines) as (_, target), stub_of(target) as stub:
-        for _ in range(200):
-            await stub.Generate(ask(stopping=pb.Stopping(max_tokens=1)))
-        counts = [len(pipeline.submitted) for pipeline in pipelines]
-        assert counts[3] == 0, "the busiest is never the better of two"
-        assert min(counts[:3]) > 0, "always taking the least busy sends every request to one, until its load is known"
-
-
-async def test_older_routes_are_ignored_and_newer_ones_let_running_requests_end():
-    old, stale, new = FakePipeline(name="old"), FakePipeline(name="stale"), FakePipeline(name="new")
-    old.running.clear()
-    async with serving(old) as (gateway, target), stub_of(target) as stub:
-        running = asyncio.ensure_future(generate(stub, "a"))
-        await eventually(lambda: old.open)
-        await gateway.set_routes(1, [stale])
-        assert stale.broken.done(), "a pipeline that came with older routes stays open"
-        await gateway.set_routes(2, [new])
-        assert old.retired
-        await stub.Generate(ask())
-        assert (len(old.submitted), len(stale.submitted), len(new.submitted)) == (1, 0, 1)
-        old.running.set()
-        assert (await running).finished.usage.completion_tokens == 8
-        old.break_down("no longer in use")
-        await asyncio.sleep(0)
-        assert await health_of(target, "") == SERVING
-
-
-async def test_close_lets_requests_end_within_the_grace():
-    pipeline = FakePipeline(pause_s=0.01)
-    async with serving(pipeline) as (gateway, target), stub_of(target) as stub:
-        running = asyncio.ensure_future(generate(stub, "a"))
-        await eventually(lambda: pipeline.open)
-        await gateway.close(30.0)
-        assert (await running).finished.usage.completion_tokens == 8
-
-
-async def test_close_ends_the_rest_with_a_status():
-    pipeline = FakePipeline()
-    pipeline.running.clear()
-    async with serving(pipeline) as (gateway, target), stub_of(target) as stub:
-        running = asyncio.ensure_future(failure(generate(stub, "a")))
-        await eventually(lambda: pipeline.open)
-        await gateway.close(0.05)
-        error = await running
-        assert (error.code(), error.details()) == (Code.UNAVAILABLE, "the server is shutting down")
-        assert pipeline.cancelled == [0]
-        assert pipeline.broken.done()
-
-
-async def test_a_port_in_use_is_an_error_that_names_it():
-    async with serving() as (_, target):
-        other = Gateway("gateway-1", "tiny", context=4096, fetch_stats=fake_stats)
-        try:
-            with pytest.raises(OSError, match=rf"cannot listen on {target}: Address already in use"):
-                await other.start("127.0.0.1", int(target.rpartition(":")[2]))
-            with pytest.raises(OSError, match=r"cannot listen on no\.such\.host\.invalid:1: "):
-                await other.start("no.such.host.invalid", 1)
-            assert await other.start("127.0.0.1", 0) > 0
-        finally:
-            await other.close(0.0)
-
-
-async def test_logs_name_requests_and_never_their_text(caplog):
-    caplog.set_level(logging.DEBUG, logger="tramontane")
-    pipeline = FakePipeline(reply=says("reply secret"))
-    async with serving(pipeline) as (_, target), stub_of(target) as stub:
-        await stub.Generate(ask("prompt secret", request_id="mine", stopping=pb.Stopping(max_tokens=9, strings=["x"])))
-        await failure(stub.Generate(ask("secret " * 4000, request_id="yours")))
-        await failure(stub.Generate(ask("a", stopping=pb.Stopping(strings=["secret" * 100]))))
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("tramontane")]
-    assert sum("request mine:" in line for line in lines) == 2
-    assert sum("request yours: INVALID_ARGUMENT" in line for line in lines) == 1
-    assert "secret" not in caplog.text

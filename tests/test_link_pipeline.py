@@ -32,6 +32,31 @@ class ScriptedRouter:
         self.left.set()
 
 
+class Kept:
+    """A receiver that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.offsets: list[int] = []
+        self.log_probabilities: list[float] = []
+        self.finished: Finished | None = None
+
+    def put(self, offset: int, token: int, log_probability: float) -> None:
+        assert offset == len(self.tokens), f"token at offset {offset}, expected {len(self.tokens)}"
+        self.tokens.append(token)
+        self.offsets.append(offset)
+        self.log_probabilities.append(log_probability)
+
+    def end(self, finished: Finished) -> None:
+        self.finished = finished
+
+
+def send(pipeline: LinkPipeline, submit: Submit) -> Kept:
+    kept = Kept()
+    pipeline.submit(submit, kept)
+    return kept
+
+
 @asynccontextmanager
 async def linked(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRouter, LinkPipeline]]:
     router = ScriptedRouter()
@@ -87,28 +112,23 @@ def finished_of(request: int) -> Finished:
 async def test_a_request_goes_down_and_its_tokens_come_up(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
         assert (router.hello.role, router.hello.name, router.hello.epoch) == (Role.GATEWAY, "gateway-0", 0)
-        first, second = pipeline.submit(submit_of(1)), pipeline.submit(submit_of(2))
+        first, second = send(pipeline, submit_of(1)), send(pipeline, submit_of(2))
         await eventually(lambda: len(router.received) == 2)
         assert [message.request_id for message in router.received] == ["r1", "r2"]
         assert router.received[0].seed == 2**64 - 1
         await router.link.send(tokens_of((1, 0, 11), (2, 0, 21)))
         await router.link.send(tokens_of((1, 1, 12)))
-        batches = [await first.take()]
-        while sum(len(batch.tokens) for batch in batches) < 2:
-            batches.append(await first.take())
-        assert [token for batch in batches for token in batch.tokens] == [11, 12]
-        assert [batch.offset for batch in batches] == [0, 1][: len(batches)]
-        assert batches[0].log_probabilities[0] == -0.5
         await router.link.send(finished_of(2))
-        await eventually(lambda: second._finished is not None)
-        batch = await second.take()
-        assert (batch.tokens, batch.finished.reason) == ((21,), EndReason.LENGTH)
+        await eventually(lambda: second.finished is not None)
+        assert (first.tokens, first.offsets, first.log_probabilities) == ([11, 12], [0, 1], [-0.5, -0.5])
+        assert (second.tokens, second.finished.reason) == ([21], EndReason.LENGTH)
+        assert first.finished is None
 
 
 async def test_cancel_goes_down_once_and_what_is_still_on_its_way_is_dropped(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
-        pipeline.submit(submit_of(1))
-        other = pipeline.submit(submit_of(2))
+        first = send(pipeline, submit_of(1))
+        other = send(pipeline, submit_of(2))
         pipeline.cancel(1)
         pipeline.cancel(1)
         pipeline.cancel(7)
@@ -120,18 +140,19 @@ async def test_cancel_goes_down_once_and_what_is_still_on_its_way_is_dropped(tmp
         ]
         await router.link.send(tokens_of((1, 0, 11), (2, 0, 21)))
         await router.link.send(finished_of(1))
-        assert (await other.take()).tokens == (21,)
+        await eventually(lambda: other.tokens == [21])
+        assert (first.tokens, first.finished) == ([], None)
         assert not pipeline.broken.done()
 
 
 async def test_a_finished_request_is_not_cancelled(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
-        arrivals = pipeline.submit(submit_of(1))
+        kept = send(pipeline, submit_of(1))
         await eventually(lambda: router.received)
         await router.link.send(finished_of(1))
-        await arrivals.take()
+        await eventually(lambda: kept.finished is not None)
         pipeline.cancel(1)
-        pipeline.submit(submit_of(2))
+        send(pipeline, submit_of(2))
         await eventually(lambda: len(router.received) == 2)
         assert [type(message) for message in router.received] == [Submit, Submit]
 
@@ -139,40 +160,38 @@ async def test_a_finished_request_is_not_cancelled(tmp_path):
 async def test_outstanding_tokens_are_the_router_s_and_what_it_does_not_know_yet(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
         assert pipeline.outstanding_tokens == 0
-        pipeline.submit(submit_of(1, prompt=3, max_tokens=4))
+        send(pipeline, submit_of(1, prompt=3, max_tokens=4))
         assert pipeline.outstanding_tokens == 7
         await router.link.send(Load(outstanding_tokens=100))
         await eventually(lambda: pipeline.outstanding_tokens == 100)
-        pipeline.submit(submit_of(2, prompt=3, max_tokens=4))
+        send(pipeline, submit_of(2, prompt=3, max_tokens=4))
         assert pipeline.outstanding_tokens == 107
 
 
 async def test_a_link_that_closes_ends_every_request(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
-        open_ones = [pipeline.submit(submit_of(number)) for number in range(3)]
+        open_ones = [send(pipeline, submit_of(number)) for number in range(3)]
         await eventually(lambda: len(router.received) == 3)
         await router.link.send(tokens_of((0, 0, 11)))
-        await eventually(lambda: open_ones[0]._tokens == [11])
+        await eventually(lambda: open_ones[0].tokens == [11])
         router.link.close()
-        for arrivals in open_ones:
-            while (batch := await asyncio.wait_for(arrivals.take(), 30)).finished is None:
-                pass
-            assert batch.finished.reason is EndReason.BROKEN
-            assert "router-0" in batch.finished.detail
+        for kept in open_ones:
+            await eventually(lambda kept=kept: kept.finished is not None)
+            assert kept.finished.reason is EndReason.BROKEN
+            assert "router-0" in kept.finished.detail
         assert "router-0" in await asyncio.wait_for(pipeline.broken, 30)
-        late = await pipeline.submit(submit_of(9)).take()
-        assert late.finished.reason is EndReason.BROKEN
+        assert send(pipeline, submit_of(9)).finished.reason is EndReason.BROKEN
         pipeline.cancel(9)
 
 
 @pytest.mark.parametrize("rows", [((1, 1, 11),), ((1, 0, 11), (1, 0, 11))])
 async def test_a_gap_or_a_repeat_breaks_the_pipeline_rather_than_the_stream(tmp_path, rows):
     async with linked(tmp_path) as (router, pipeline):
-        arrivals = pipeline.submit(submit_of(1))
+        kept = send(pipeline, submit_of(1))
         await eventually(lambda: router.received)
         await router.link.send(tokens_of(*rows))
         assert "offset" in await asyncio.wait_for(asyncio.shield(pipeline.broken), 30)
-        assert (await arrivals.take()).finished.reason is EndReason.BROKEN
+        assert kept.finished.reason is EndReason.BROKEN
 
 
 async def test_a_router_that_speaks_out_of_turn_is_cut_off(tmp_path):
@@ -184,13 +203,13 @@ async def test_a_router_that_speaks_out_of_turn_is_cut_off(tmp_path):
 
 async def test_a_retired_pipeline_closes_when_its_last_request_has_ended(tmp_path):
     async with linked(tmp_path) as (router, pipeline):
-        arrivals = pipeline.submit(submit_of(1))
+        kept = send(pipeline, submit_of(1))
         await eventually(lambda: router.received)
         pipeline.retire()
         assert not pipeline.broken.done()
         await router.link.send(finished_of(1))
-        assert (await arrivals.take()).finished.reason is EndReason.LENGTH
         await asyncio.wait_for(router.left.wait(), 30)
+        assert kept.finished.reason is EndReason.LENGTH
         assert pipeline.broken.done()
 
 

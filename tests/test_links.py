@@ -12,7 +12,9 @@ from wires import (
     DEADLINE_S,
     FAR,
     NEAR,
+    both_doors,
     dial,
+    greet,
     in_thread,
     is_closed,
     is_unix,
@@ -22,18 +24,16 @@ from wires import (
     microbatch,
     open_descriptors,
     raw_dial,
-    read_frame,
     socket_folder,
     wait_until,
 )
 
-from tramontane.cluster import doors, frames, handshake
+from tramontane.cluster import doors, frames
 from tramontane.cluster.frames import FrameError
 from tramontane.cluster.link import Link, LinkClosed
-from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role
+from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Role
 from tramontane.stages.microbatch import Microbatch
 
-both_doors = pytest.mark.parametrize("node", [NEAR, FAR])
 PAYLOAD = 8 << 20
 
 
@@ -196,13 +196,6 @@ def test_a_tcp_peer_that_falls_silent_is_given_up(sent):
         assert str(outcome.get(timeout=DEADLINE_S)) == "silent for 0.25 s"
         assert is_closed(line)
         line.close()
-
-
-def greet(line: socket.socket, secret: bytes = b"", **changes: object) -> socket.socket:
-    """Do the dialler's part of the handshake by hand."""
-    hello = handshake.answer(read_frame(line), role=Role.STAGE, name="raw", epoch=1, secret=secret)
-    line.sendall(b"".join(frames.encode(Hello(**{**vars(hello), **changes}))))
-    return line
 
 
 @both_doors

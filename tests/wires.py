@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tramontane.cluster import frames
+from tramontane.cluster import frames, handshake
 from tramontane.cluster.link import Address, Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
@@ -23,6 +24,7 @@ from tramontane.stages.microbatch import BlockTable, Microbatch, SampledRows, no
 DEADLINE_S = 20.0
 NEAR, FAR = "near", "far"
 """Nodes: the listeners' own, and another, from which one dials TCP."""
+both_doors = pytest.mark.parametrize("node", [NEAR, FAR])
 
 
 @contextmanager
@@ -78,6 +80,13 @@ def raw_dial(address: Address, node: str) -> socket.socket:
     else:
         line = socket.create_connection((address.host, address.port))
     line.settimeout(DEADLINE_S)
+    return line
+
+
+def greet(line: socket.socket, secret: bytes = b"", **changes: object) -> socket.socket:
+    """Do the dialler's part of the handshake by hand."""
+    hello = handshake.answer(read_frame(line), role=Role.STAGE, name="raw", epoch=1, secret=secret)
+    line.sendall(b"".join(frames.encode(Hello(**{**vars(hello), **changes}))))
     return line
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone uses)
+import torch.nn.functional as F
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
@@ -24,7 +24,7 @@ from tramontane.stages.kernels.cpu_attention import AttentionPlan, attend, plan_
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kernels.products import PACKED, Product, native_bfloat16
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Microbatch
+from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class CpuKernels:
 
     def _pair(self, weight: Tensor, heads: int) -> Tensor:
         """Rows of each head from (first half, second half) to pairs; queries and keys alike, so products stay."""
-        return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+        return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
     def _pack_norm(self, weight_D: Tensor) -> Tensor:
         # In float32 the constant of the norm goes into its weight; bfloat16 rounds between the two.
@@ -221,7 +221,7 @@ class Pairs:
     """Where the pair (token, rank) has gone, in the order of tokens and ranks [P]; None where all stayed in place."""
 
     @classmethod
-    def by_expert(cls, chosen_TA: np.ndarray[tuple[int, ...], np.dtype[np.int64]], experts: int) -> Pairs:
+    def by_expert(cls, chosen_TA: Int64Array, experts: int) -> Pairs:
         """Sort the chosen experts of some tokens."""
         tokens, ranks = chosen_TA.shape
         if tokens == 1:
@@ -241,7 +241,8 @@ class Pairs:
         """The rows that each expert takes."""
         if self.token is None:
             return [rows_TD] * len(self.experts)
-        return rows_TD.index_select(0, self.token).split(self.sizes)
+        inputs: tuple[Tensor, ...] = rows_TD.index_select(0, self.token).split(self.sizes)
+        return inputs
 
 
 def _each(products: list[Product], experts: list[int], inputs: Sequence[Tensor]) -> Tensor:

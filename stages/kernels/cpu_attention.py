@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tramontane.stages.kernels.places import Places
-from tramontane.stages.microbatch import Int64Array, Microbatch
+from tramontane.stages.microbatch import BoolArray, Int64Array, Microbatch
 
 JOB_PLACES = (32, 64, 128, 256)
 """Places of a decode job. Padding a job from one of these lengths to the next does not change its bits; it does with
@@ -39,18 +39,18 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 class Decode:
     """All pieces of one token."""
 
-    rows: Tensor | None
-    """Their rows on the token axis [S]; None where they are all the rows there are."""
+    rows: Tensor
+    """Their rows on the token axis. [S]"""
     places: Tensor
     """[J x L]"""
     mask: Tensor | None
     """0 or minus infinity [J, 1, 1, L]; None where no job is padded."""
-    piece: Tensor | None
-    """The piece of each job [J]; None where each piece has one job."""
-    slot: Tensor | None
-    """Each job's place in a matrix [S, most jobs of a piece], flat. [J]"""
-    jobs: int
-    """Most jobs of any piece."""
+    most: int
+    """The most jobs that a piece has."""
+    piece: Tensor
+    """The piece of each job. [J]"""
+    slot: Tensor
+    """Each job's place in a matrix [S, most], flat. [J]"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +96,7 @@ def plan_attention(microbatch: Microbatch, places: Places, rotation: Tensor, dty
         written=torch.from_numpy(places.written),
         rotation=rotation,
         decode=_plan_decode(microbatch, places, np.flatnonzero(single), dtype) if single.any() else None,
-        prefills=[
-            _plan_prefill(microbatch, places, int(piece), masks, dtype) for piece in np.flatnonzero(~single)
-        ],
+        prefills=[_plan_prefill(microbatch, places, int(piece), masks, dtype) for piece in np.flatnonzero(~single)],
     )
 
 
@@ -122,12 +120,12 @@ def _plan_decode(microbatch: Microbatch, places: Places, pieces_S: Int64Array, d
     if padded:
         place_JL = np.where(seen_JL, place_JL, places.zero)
     return Decode(
-        rows=None if len(pieces_S) == len(microbatch.tokens) else torch.from_numpy(microbatch.start[pieces_S].astype(np.int64)),
+        rows=torch.from_numpy(microbatch.start[pieces_S].astype(np.int64)),
         places=torch.from_numpy(place_JL.reshape(-1)),
         mask=_mask(seen_JL, dtype)[:, None, None, :] if padded else None,
-        piece=torch.from_numpy(index_J) if most > 1 else None,
-        slot=torch.from_numpy(index_J * most + nth_J) if most > 1 else None,
-        jobs=most,
+        most=most,
+        piece=torch.from_numpy(index_J),
+        slot=torch.from_numpy(index_J * most + nth_J),
     )
 
 
@@ -135,12 +133,12 @@ def _plan_prefill(
     microbatch: Microbatch, places: Places, piece: int, masks: dict[tuple[int, int, int], Tensor], dtype: torch.dtype
 ) -> Prefill:
     first, length, start = int(microbatch.first[piece]), int(microbatch.length[piece]), int(microbatch.start[piece])
-    low = int(places.first_visible(np.int64(first)))
+    low = places.first_visible_to(first)
     tiles = []
     for offset in range(0, length, TILE):
         queries = min(TILE, length - offset)
         query = first + offset
-        key = int(places.first_visible(np.int64(query)))
+        key = places.first_visible_to(query)
         keys = query + queries - key
         # Tiles of the same shape, as all in the middle of a long chunk are, share one mask.
         shape = (queries, keys, query - key)
@@ -160,7 +158,7 @@ def _plan_prefill(
     return Prefill(torch.from_numpy(places.of(np.full_like(positions, piece), positions)), tiles)
 
 
-def _visible(queries: int, keys: int, ahead: int, window: int | None) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def _visible(queries: int, keys: int, ahead: int, window: int | None) -> BoolArray:
     """Which keys each query sees, where the first query's own key is number `ahead`. [N, P]
 
     >>> _visible(2, 4, 2, window=3).astype(int).tolist()
@@ -174,7 +172,7 @@ def _visible(queries: int, keys: int, ahead: int, window: int | None) -> np.ndar
     return visible_NP
 
 
-def _mask(visible: np.ndarray[tuple[int, int], np.dtype[np.bool_]], dtype: torch.dtype) -> Tensor:
+def _mask(visible: BoolArray, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.where(visible, np.float32(0), np.float32(-np.inf))).to(dtype)
 
 
@@ -185,7 +183,7 @@ def attend(queries_TKGh: Tensor, pool: Tensor, plan: AttentionPlan, scale: float
     """
     rows, kv_heads, group, head_dim = queries_TKGh.shape
     decode = plan.decode
-    if decode is not None and decode.rows is None:
+    if decode is not None and not plan.prefills:
         return _attend_decode(queries_TKGh, pool, decode, scale).reshape(rows, -1)
     attended_TKGh = torch.empty_like(queries_TKGh, memory_format=torch.contiguous_format)
     if decode is not None:
@@ -197,7 +195,8 @@ def attend(queries_TKGh: Tensor, pool: Tensor, plan: AttentionPlan, scale: float
         for tile in prefill.tiles:
             queries_KGNh = queries_TKGh[tile.start : tile.stop].permute(1, 2, 0, 3)
             keys, values = kv_2KPh[:, :, None, tile.low : tile.high].expand(-1, -1, group, -1, -1).unbind(0)
-            attended_KGNh, _ = _flash(queries_KGNh, keys, values, 0.0, tile.mask is None, attn_mask=tile.mask, scale=scale)
+            causal = tile.mask is None
+            attended_KGNh, _ = _flash(queries_KGNh, keys, values, 0.0, causal, attn_mask=tile.mask, scale=scale)
             attended_TKGh[tile.start : tile.stop] = attended_KGNh.permute(2, 0, 1, 3)
     return attended_TKGh.view(rows, -1)
 
@@ -205,17 +204,19 @@ def attend(queries_TKGh: Tensor, pool: Tensor, plan: AttentionPlan, scale: float
 def _attend_decode(queries_SKGh: Tensor, pool: Tensor, decode: Decode, scale: float) -> Tensor:
     """[S, K, G, hd]"""
     pieces, kv_heads, group, head_dim = queries_SKGh.shape
-    queries_JKGh = queries_SKGh if decode.piece is None else queries_SKGh.index_select(0, decode.piece)
+    # Where each piece has one job, jobs are pieces.
+    queries_JKGh = queries_SKGh if decode.most == 1 else queries_SKGh.index_select(0, decode.piece)
     kv_JL2Kh = pool.index_select(0, decode.places).to(queries_SKGh.dtype)
-    kv_JL2Kh = kv_JL2Kh.view(queries_JKGh.shape[0], -1, 2, kv_heads, head_dim)
+    kv_JL2Kh = kv_JL2Kh.view(len(queries_JKGh), -1, 2, kv_heads, head_dim)
     keys, values = kv_JL2Kh.permute(2, 0, 3, 1, 4).unbind(0)
+    attended_JKGh: Tensor
     attended_JKGh, lse_JKG = _flash(queries_JKGh, keys, values, 0.0, False, attn_mask=decode.mask, scale=scale)
-    if decode.piece is None:
+    if decode.most == 1:
         return attended_JKGh
     # A piece's jobs are weighted by the share of the softmax's sum that each holds; a piece with one job by exactly 1.
-    lse_SxKG = lse_JKG.new_full((pieces * decode.jobs, kv_heads, group), -torch.inf)
+    lse_SxKG = lse_JKG.new_full((pieces * decode.most, kv_heads, group), -torch.inf)
     lse_SxKG.index_copy_(0, decode.slot, lse_JKG)
-    share_SxKG = lse_SxKG.view(pieces, decode.jobs, kv_heads, group).softmax(1).view(lse_SxKG.shape)
+    share_SxKG = lse_SxKG.view(pieces, decode.most, kv_heads, group).softmax(1).view(lse_SxKG.shape)
     weighted_JKGh = attended_JKGh.float() * share_SxKG.index_select(0, decode.slot)[..., None]
     attended_SKGh = weighted_JKGh.new_zeros(queries_SKGh.shape)
     return attended_SKGh.index_add_(0, decode.piece, weighted_JKGh).to(queries_SKGh.dtype)

@@ -29,7 +29,7 @@ class Places:
         self._held_S = table.held.astype(np.int64)
         self._offset_S = np.cumsum(self._held_S) - self._held_S
         self._zero = layout.pool_blocks[index] * layout.block
-        self.written: Int64Array = self.of(microbatch.piece, microbatch.position.astype(np.int64))
+        self.written: Int64Array = self.of(microbatch.piece.astype(np.int64), microbatch.position.astype(np.int64))
         """Where each row's key and value go. [T]"""
 
     @property
@@ -43,10 +43,15 @@ class Places:
         in_ring = logical % self._ring
         held = self._held_S[piece]
         assert (in_ring < held).all(), f"places {in_ring.max()} of rings that hold {held.min()} blocks"
-        return self._blocks[self._offset_S[piece] + in_ring] * self._block + position - logical * self._block
+        block: Int64Array = self._blocks[self._offset_S[piece] + in_ring]
+        return block * self._block + (position - logical * self._block)
 
     def first_visible(self, position: Int64Array) -> Int64Array:
         """The first position that a query at `position` sees: window - 1 before it, or all."""
         if self.window is None:
             return np.zeros_like(position)
         return np.maximum(position - (self.window - 1), 0)
+
+    def first_visible_to(self, position: int) -> int:
+        """`first_visible` of one position."""
+        return 0 if self.window is None else max(position - (self.window - 1), 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone uses)
+import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_HINT = 32
@@ -19,7 +19,7 @@ ROWS_HINT = 32
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere a plain product is 5 to 8 times slower than float32."""
+    """Whether this CPU multiplies bfloat16 in hardware. Without, a plain product takes 5 to 8 times a float32 one's time."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(supported is not None and supported())
 

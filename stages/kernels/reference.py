@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone uses)
+import torch.nn.functional as F
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Microbatch
+from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
 
 
@@ -77,7 +77,7 @@ class ReferenceKernels:
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
         storage[:, :, self._index(blocks)] = value
 
-    def _index(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int32 | np.int64]]) -> Tensor:
+    def _index(self, values: Int32Array | Int64Array) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._device)
 
     def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, ReferencePlan]:
@@ -88,7 +88,7 @@ class ReferenceKernels:
         for number, (start, first, length) in enumerate(
             zip(microbatch.start.tolist(), microbatch.first.tolist(), microbatch.length.tolist(), strict=True)
         ):
-            seen_P = np.arange(places.first_visible(np.int64(first)), first + length)
+            seen_P = np.arange(places.first_visible_to(first), first + length)
             pieces.append(
                 Piece(
                     rows=slice(start, start + length),
@@ -120,12 +120,17 @@ class ReferenceKernels:
         key_pool, value_pool = storage[index].flatten(1, 2).unbind(0)
         key_pool[plan.written_T] = keys_TKh
         value_pool[plan.written_T] = values_TKh
-        attended_THh = torch.empty_like(queries_THh)
-        for piece in plan.pieces:
-            attended_THh[piece.rows] = self._attend(
-                queries_THh[piece.rows], key_pool[piece.place_P], value_pool[piece.place_P], piece, plan.window
-            )
+        attended_THh = self._attend_all(queries_THh, key_pool, value_pool, plan)
         return rows_TD + F.linear(attended_THh.flatten(1), layer.o)
+
+    def _attend_all(self, queries_THh: Tensor, keys: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
+        """Attention of every row; `keys` and `values` are the pools, [places, K, h]."""
+        return torch.cat(
+            [
+                self._attend(queries_THh[piece.rows], keys[piece.place_P], values[piece.place_P], piece, plan.window)
+                for piece in plan.pieces
+            ]
+        )
 
     def _attend(
         self, queries_NHh: Tensor, keys_PKh: Tensor, values_PKh: Tensor, piece: Piece, window: int | None

@@ -1,0 +1,446 @@
+"""Links on asyncio: the same frames, many links on one loop, cancellation anywhere, bounded buffers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from wires import (
+    DEADLINE_S,
+    FAR,
+    NEAR,
+    both_doors,
+    greet,
+    is_closed,
+    listening,
+    microbatch,
+    open_descriptors,
+    raw_dial,
+    read_frame,
+    socket_folder,
+)
+from wires import dial as dial_blocking
+
+from tramontane.cluster import async_link, async_stream, doors, frames, handshake
+from tramontane.cluster.async_link import AsyncLink, AsyncListener
+from tramontane.cluster.frames import FrameError
+from tramontane.cluster.link import Address, LinkClosed
+from tramontane.cluster.messages import PROTOCOL, Cancel, Hello, Role
+
+SECRET = b"correct horse battery staple"
+
+
+@pytest.fixture
+def folder():
+    with socket_folder() as path:
+        yield path
+
+
+@contextlib.asynccontextmanager
+async def listener_of(folder: Path, on_link=None, *, secret: bytes = b""):
+    """A listener and the queue of what it accepted; `on_link` takes links instead, if given."""
+    accepted: asyncio.Queue[tuple[AsyncLink, Hello]] = asyncio.Queue()
+
+    async def keep(link: AsyncLink, hello: Hello) -> None:
+        accepted.put_nowait((link, hello))
+        await link.wait_closed()
+
+    listener = AsyncListener(
+        node=NEAR, unix_path=folder / "door.sock", secret=secret, on_link=on_link or keep, host="127.0.0.1"
+    )
+    await listener.start()
+    try:
+        yield listener, accepted
+    finally:
+        await listener.close()
+
+
+async def dial(address: Address, *, node: str = NEAR, name: str = "gateway-0", secret: bytes = b"") -> AsyncLink:
+    return await AsyncLink.dial(
+        address, node=node, role=Role.GATEWAY, name=name, epoch=0, secret=secret, timeout_s=DEADLINE_S
+    )
+
+
+@contextlib.asynccontextmanager
+async def linked(folder: Path, node: str):
+    async with listener_of(folder) as (listener, accepted):
+        mine = await dial(listener.address, node=node)
+        theirs, hello = await asyncio.wait_for(accepted.get(), DEADLINE_S)
+        assert (hello.role, hello.name) == (Role.GATEWAY, "gateway-0")
+        try:
+            yield mine, theirs
+        finally:
+            for link in (mine, theirs):
+                link.close()
+                await link.wait_closed()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110  (the kernel sets no event)
+            await asyncio.sleep(0.005)
+
+
+@both_doors
+async def test_messages_keep_their_order_in_both_directions(folder, node):
+    async with linked(folder, node) as ends:
+        for sender, receiver in (ends, ends[::-1]):
+            for number in range(500):
+                await sender.send(Cancel(request=number))
+            assert [(await receiver.receive()).request for _ in range(500)] == list(range(500))
+
+
+@both_doors
+async def test_messages_of_many_tasks_in_one_turn_arrive_whole_and_in_order(folder, node):
+    async with linked(folder, node) as (mine, theirs):
+        await asyncio.gather(*(mine.send(Cancel(request=number)) for number in range(100)))
+        assert [(await theirs.receive()).request for _ in range(100)] == list(range(100))
+
+
+@both_doors
+async def test_frames_larger_than_all_buffers_arrive(folder, node):
+    async with linked(folder, node) as (mine, theirs):
+        tokens = np.arange(2 << 20, dtype=np.int32)
+        sender = asyncio.create_task(mine.send(microbatch(0, tokens)))
+        message = await theirs.receive()
+        await sender
+        assert np.array_equal(message.tokens, tokens)
+        assert message.tokens.flags.aligned
+
+
+@both_doors
+async def test_both_kinds_of_link_understand_each_other(folder, node):
+    with listening(folder, name="blocking") as (listener, accepted):
+        mine = await dial(listener.address, node=node)
+        theirs, _ = await asyncio.to_thread(accepted.get, timeout=DEADLINE_S)
+        await mine.send(microbatch(3, [1, 2]))
+        assert (await asyncio.to_thread(theirs.receive)).tokens.tolist() == [1, 2]
+        theirs.send(Cancel(request=4))
+        assert (await mine.receive()).request == 4
+        theirs.close()
+        with pytest.raises(LinkClosed, match="closed by the other end"):
+            await mine.receive()
+    async with listener_of(folder) as (listener, accepted):
+        mine = await asyncio.to_thread(lambda: dial_blocking(listener.address, node=node))
+        theirs, _ = await accepted.get()
+        await asyncio.to_thread(mine.send, Cancel(request=5))
+        assert (await theirs.receive()).request == 5
+        mine.close()
+
+
+async def test_a_loop_holds_many_links(folder):
+    async def echo(link: AsyncLink, hello: Hello) -> None:
+        async for message in link.messages():
+            await link.send(message)
+
+    async with listener_of(folder, echo) as (listener, _):
+        links = await asyncio.gather(*(dial(listener.address, node=(NEAR, FAR)[number % 2]) for number in range(20)))
+        for number, link in enumerate(links):
+            await link.send(Cancel(request=number))
+        assert [(await link.receive()).request for link in links] == list(range(20))
+        for link in links:
+            link.close()
+
+
+async def test_what_arrived_before_the_end_is_still_received(folder):
+    async with linked(folder, NEAR) as (mine, theirs):
+        for number in range(3):
+            await mine.send(Cancel(request=number))
+        mine.close()
+        await theirs.wait_closed()
+        assert [message.request async for message in theirs.messages()] == [0, 1, 2]
+        with pytest.raises(LinkClosed, match="closed by the other end"):
+            await theirs.send(Cancel(request=9))
+
+
+async def test_close_wakes_receivers_and_senders_with_the_reason(folder):
+    async with linked(folder, NEAR) as (mine, _):
+        jobs = [asyncio.create_task(mine.receive())]
+        jobs += [asyncio.create_task(mine.send(microbatch(0, np.zeros(1 << 20)))) for _ in range(3)]
+        await asyncio.sleep(0)
+        mine.close("time to go")
+        mine.close("again")
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes if outcome is not None] == ["time to go"] * 3
+
+
+@both_doors
+async def test_a_sender_waits_for_an_other_end_that_does_not_read(folder, node):
+    frame = len(b"".join(frames.encode(microbatch(0, np.zeros(10_000)))))
+    async with linked(folder, node) as (mine, theirs):
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            for step in range(2000):
+                await mine.send(microbatch(step, np.zeros(10_000)))
+                sent += 1
+
+        job = asyncio.create_task(flood())
+        before = -1
+        while sent != before:
+            before = sent
+            await asyncio.sleep(0.3)
+        buffers = 16 << 20  # ours on both ends, and the kernel's, which grow
+        assert 0 < sent * frame < buffers
+        assert [(await theirs.receive()).step for _ in range(2000)] == list(range(2000))
+        await job
+
+
+async def test_a_cancelled_receive_loses_nothing(folder):
+    async with linked(folder, NEAR) as (mine, theirs):
+        frame = b"".join(frames.encode(Cancel(request=1)))
+        for cut in (0, 1, frames.PREFIX.size, frames.PREFIX.size + 3, len(frame)):
+            receiver = asyncio.create_task(theirs.receive())
+            mine._stream.write(frame[:cut])
+            await asyncio.sleep(0.01)
+            receiver.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                assert (await receiver).request == 1  # it was whole, and the task done
+                continue
+            mine._stream.write(frame[cut:])
+            assert (await theirs.receive()).request == 1
+
+
+async def test_a_cancelled_send_sends_all_or_nothing(folder):
+    async with linked(folder, NEAR) as (mine, theirs):
+        jobs = [asyncio.create_task(mine.send(microbatch(step, np.full(200_000, step)))) for step in range(12)]
+        await asyncio.sleep(0.05)
+        waiting = [step for step, job in enumerate(jobs) if not job.done()]
+        assert waiting
+        for step in waiting:
+            jobs[step].cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        last = asyncio.create_task(mine.send(Cancel(request=7)))
+        received = []
+        while not isinstance(message := await theirs.receive(), Cancel):
+            assert (message.tokens == message.step).all()
+            received.append(message.step)
+        await last
+        assert received == [step for step in range(12) if step not in waiting]
+
+
+async def test_a_message_that_does_not_fit_leaves_the_link_as_it_was(folder):
+    async with linked(folder, NEAR) as (mine, theirs):
+        with pytest.raises(FrameError):
+            await mine.send(Cancel(request="seven"))
+        await mine.send(Cancel(request=7))
+        assert (await theirs.receive()).request == 7
+
+
+async def raw_link(listener: AsyncListener, accepted, node: str = NEAR, **changes) -> tuple[socket.socket, AsyncLink]:
+    line = await asyncio.to_thread(lambda: greet(raw_dial(listener.address, node), **changes))
+    link, _ = await asyncio.wait_for(accepted.get(), DEADLINE_S)
+    return line, link
+
+
+@pytest.mark.parametrize(
+    ("noise", "complaint"),
+    [
+        (frames.PREFIX.pack(1 << 17, 0, 0), "header: 131072 bytes, the limit is"),
+        (frames.PREFIX.pack(8, 1 << 27, 0), "arrays: .* the limit is"),
+        (frames.PREFIX.pack(8, 0, 1 << 31), "rows: .* the limit is"),
+        (frames.PREFIX.pack(8, 0, 64), "rows: 64 bytes, none are expected"),
+        (frames.PREFIX.pack(4, 0, 0) + b"\xff" * 4, "header: "),
+    ],
+)
+async def test_noise_and_lengths_over_their_limits_end_the_link(folder, noise, complaint):
+    async with listener_of(folder) as (listener, accepted):
+        line, link = await raw_link(listener, accepted)
+        line.sendall(noise)
+        with pytest.raises(LinkClosed, match=f"not a frame: {complaint}"):
+            await link.receive()
+        assert await asyncio.to_thread(is_closed, line)
+        line.close()
+
+
+async def test_half_a_frame_and_the_end_is_the_end(folder):
+    async with listener_of(folder) as (listener, accepted):
+        line, link = await raw_link(listener, accepted)
+        line.sendall(b"".join(frames.encode(Cancel(request=1)))[:-1])
+        line.close()
+        with pytest.raises(LinkClosed, match="closed by the other end"):
+            await link.receive()
+
+
+@pytest.fixture
+def brisk(monkeypatch):
+    """Heartbeats and silence, twenty times as fast."""
+    monkeypatch.setattr(doors, "HEARTBEAT_PERIOD_S", 0.025)
+    monkeypatch.setattr(doors, "SILENCE_S", 0.25)
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_an_idle_tcp_link_stays_open_though_nobody_receives(folder):
+    async with linked(folder, FAR) as (mine, theirs):
+        await asyncio.sleep(1.0)  # four times the silence that ends a link
+        assert len(theirs._stream._received) <= len(frames.HEARTBEAT), "heartbeats pile up"
+        await mine.send(Cancel(request=3))
+        assert (await theirs.receive()).request == 3
+
+
+@pytest.mark.usefixtures("brisk")
+@pytest.mark.parametrize("sent", [0, 5, 20], ids=["nothing", "half a prefix", "half a header"])
+async def test_a_tcp_peer_that_falls_silent_is_given_up(folder, sent):
+    async with listener_of(folder) as (listener, accepted):
+        line, link = await raw_link(listener, accepted, FAR)
+        line.sendall(b"".join(frames.encode(Cancel(request=1)))[:sent])
+        with pytest.raises(LinkClosed, match=r"silent for 0\.25 s"):
+            await asyncio.wait_for(link.receive(), DEADLINE_S)
+        line.close()
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_loop_that_was_busy_does_not_take_that_for_silence(folder, monkeypatch):
+    monkeypatch.setattr(async_stream, "STALL_S", 0.1)
+    with listening(folder, name="blocking") as (listener, accepted):
+        mine = await dial(listener.address, node=FAR)
+        theirs, _ = await asyncio.to_thread(accepted.get, timeout=DEADLINE_S)
+        time.sleep(0.6)  # noqa: ASYNC251  (the loop is held up on purpose; the other end beats in a thread)
+        await asyncio.sleep(0.1)
+        await mine.send(Cancel(request=1))
+        assert (await asyncio.to_thread(theirs.receive)).request == 1
+        mine.close()
+
+
+@both_doors
+@pytest.mark.parametrize("wrong", [b"", b"a guess"])
+async def test_another_secret_is_refused_and_not_told(folder, node, wrong, caplog):
+    async with listener_of(folder, secret=SECRET) as (listener, accepted):
+        stranger = await dial(listener.address, node=node, secret=wrong, name="mallory")
+        with pytest.raises(LinkClosed, match="closed by the other end"):
+            await stranger.receive()
+        assert accepted.empty()
+        honest = await dial(listener.address, node=node, secret=SECRET)
+        await accepted.get()
+        honest.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "door refused a dialler: 'mallory' has another secret"
+    ]
+
+
+async def test_another_protocol_is_refused_on_both_sides(folder, caplog, monkeypatch):
+    async with listener_of(folder) as (listener, accepted):
+        line = await asyncio.to_thread(lambda: greet(raw_dial(listener.address, NEAR), protocol=PROTOCOL + 1))
+        assert await asyncio.to_thread(is_closed, line)
+        line.close()
+        assert "door refused a dialler: it speaks protocol 2, here is 1" in caplog.text
+        monkeypatch.setattr(handshake, "PROTOCOL", PROTOCOL + 1)
+        challenge = handshake.challenge()
+        monkeypatch.undo()
+        monkeypatch.setattr(handshake, "challenge", lambda: challenge)
+        with pytest.raises(LinkClosed, match="it speaks protocol 2, here is 1"):
+            await dial(listener.address)
+        assert accepted.empty()
+
+
+@pytest.mark.parametrize("size", [(1 << 12, 0, 0), (8, 1 << 20, 0), (8, 0, 8)], ids=["header", "arrays", "rows"])
+async def test_strangers_get_smaller_limits(folder, size):
+    async with listener_of(folder) as (listener, accepted):
+        line = await asyncio.to_thread(raw_dial, listener.address, NEAR)
+        line.sendall(frames.PREFIX.pack(*size))
+        assert await asyncio.to_thread(is_closed, line)
+        line.close()
+        assert accepted.empty()
+
+
+async def test_what_follows_the_hello_at_once_is_not_measured_by_a_strangers_limits(folder):
+    async with listener_of(folder) as (listener, accepted):
+        line = await asyncio.to_thread(raw_dial, listener.address, NEAR)
+        challenge = await asyncio.to_thread(read_frame, line)
+        hello = handshake.answer(challenge, role=Role.ROUTER, name="r", epoch=1, secret=b"")
+        line.sendall(b"".join(frames.encode(hello)) + b"".join(frames.encode(microbatch(0, np.arange(5000)))))
+        link, _ = await asyncio.wait_for(accepted.get(), DEADLINE_S)
+        assert len((await link.receive()).tokens) == 5000
+        line.close()
+
+
+async def test_a_silent_dialler_holds_nobody_up_and_is_given_up(folder, monkeypatch, caplog):
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.5)
+    async with listener_of(folder) as (listener, accepted):
+        silent = await asyncio.to_thread(raw_dial, listener.address, NEAR)
+        honest = await dial(listener.address)
+        await accepted.get()
+        assert "refused" not in caplog.text, "the honest one had to wait"
+        honest.close()
+        assert await asyncio.to_thread(is_closed, silent)
+        silent.close()
+    assert "refused a dialler: it says nothing" in caplog.text
+
+
+async def test_a_crowd_of_silent_diallers_is_bounded(folder, monkeypatch, caplog):
+    monkeypatch.setattr(async_link, "MAX_HANDSHAKES", 2)
+    async with listener_of(folder) as (listener, _):
+        crowd = [await asyncio.to_thread(raw_dial, listener.address, NEAR) for _ in range(2)]
+        for line in crowd:
+            await asyncio.to_thread(read_frame, line)
+        late = await asyncio.to_thread(raw_dial, listener.address, NEAR)
+        assert await asyncio.to_thread(is_closed, late)
+        for line in (*crowd, late):
+            line.close()
+    assert "2 others are in their handshake" in caplog.text
+
+
+async def test_dialling_gives_up_on_nobody_and_on_a_listener_that_says_nothing(folder):
+    with pytest.raises(LinkClosed, match="No such file"):
+        await dial(Address(NEAR, str(folder / "nobody.sock"), "", 0))
+    with pytest.raises(LinkClosed, match="node near has no TCP door for node far"):
+        await dial(Address(NEAR, str(folder / "nobody.sock"), "", 0), node=FAR)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = Address(NEAR, "", "127.0.0.1", server.getsockname()[1])
+        with pytest.raises(LinkClosed, match="timed out"):
+            await AsyncLink.dial(address, node=FAR, role=Role.STAGE, name="s", epoch=1, secret=b"", timeout_s=0.2)
+
+
+async def test_a_handler_that_fails_or_returns_closes_its_link_only(folder, caplog):
+    async def handle(link: AsyncLink, hello: Hello) -> None:
+        assert hello.name != "bad", "of all names"
+        await link.send(await link.receive())
+
+    async with listener_of(folder, handle) as (listener, _):
+        bad = await dial(listener.address, name="bad")
+        with pytest.raises(LinkClosed):
+            await bad.receive()
+        good = await dial(listener.address, name="good")
+        await good.send(Cancel(request=1))
+        assert (await good.receive()).request == 1
+        with pytest.raises(LinkClosed):
+            await good.receive()
+    assert "of all names" in caplog.text
+
+
+@both_doors
+async def test_closing_a_listener_ends_its_links_tasks_and_descriptors(folder, node):
+    descriptors, tasks = open_descriptors(), len(asyncio.all_tasks())
+    stuck = asyncio.Event()
+
+    async def handle(link: AsyncLink, hello: Hello) -> None:
+        await (stuck.wait() if hello.name == "stuck" else link.receive())
+
+    async with listener_of(folder, handle) as (listener, _):
+        links = [await dial(listener.address, node=node, name=name) for name in ("stuck", "reader")]
+        stranger = await asyncio.to_thread(raw_dial, listener.address, node)
+        await asyncio.to_thread(read_frame, stranger)
+    assert not list(folder.iterdir())
+    assert await asyncio.to_thread(is_closed, stranger)
+    stranger.close()
+    for link in links:
+        with pytest.raises(LinkClosed):
+            await link.receive()
+        await link.wait_closed()
+    await until(lambda: (open_descriptors(), len(asyncio.all_tasks())) == (descriptors, tasks))
+
+
+async def test_closing_a_link_whose_other_end_does_not_read_frees_it_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr(async_stream, "CLOSE_GRACE_S", 0.1)
+    async with listener_of(folder) as (listener, accepted):
+        line, link = await raw_link(listener, accepted)
+        await link.send(microbatch(0, np.zeros(4 << 20)))
+        link.close()
+        await asyncio.wait_for(link.wait_closed(), DEADLINE_S)
+        line.close()

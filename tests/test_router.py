@@ -1,0 +1,133 @@
+"""The router with real stages, workers and links in one process: the same tokens whatever goes on around them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+from local_pipeline import NODE, LocalPipeline
+from models import cached_checkpoint, load_tensors
+from reference_model import greedy
+
+from tramontane.cluster.link_pipeline import LinkPipeline
+from tramontane.cluster.messages import EndReason
+from tramontane.stages.config import ModelConfig
+
+SHAPE = {
+    "num_hidden_layers": 8,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+    "sliding_window": 20,
+    "max_position_embeddings": 256,
+}
+PROMPTS = [
+    [(7 * index + place * place) % 90 + 3 for place in range(length)] for index, length in enumerate([1, 5, 33, 90, 150])
+]
+
+
+@pytest.fixture(scope="module")
+def folder():
+    torch.set_num_threads(1)
+    return cached_checkpoint("MixtralForCausalLM", seed=3, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """What each prompt gives, by the dumb reference."""
+    config, tensors = ModelConfig.load(folder), load_tensors(folder)
+    return [greedy(tensors, config, prompt, 8) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("split", [[8], [5, 3], [2, 2, 2, 2], [1] * 8], ids=lambda split: f"{len(split)} stages")
+async def test_any_number_of_stages_gives_the_references_tokens(folder, expected, split) -> None:
+    async with LocalPipeline(folder, split) as pipeline:
+        together = await asyncio.gather(*(pipeline.generate(prompt) for prompt in PROMPTS))
+        assert [heard.tokens for heard in together] == expected
+        assert {heard.reason for heard in together} == {EndReason.LENGTH}
+        assert pipeline.idle
+
+
+async def test_sampled_tokens_do_not_depend_on_company(folder) -> None:
+    options = {"temperature": 1.0, "max_tokens": 20}
+    async with LocalPipeline(folder, [4, 4]) as pipeline:
+        alone = [await pipeline.generate(prompt, seed=seed, **options) for seed, prompt in enumerate(PROMPTS)]
+        together = await asyncio.gather(
+            *(pipeline.generate(prompt, seed=seed, **options) for seed, prompt in enumerate(PROMPTS))
+        )
+    assert [heard.tokens for heard in together] == [heard.tokens for heard in alone]
+    assert len({tuple(heard.tokens) for heard in alone}) == len(PROMPTS)
+
+
+async def test_preempted_sequences_go_on_unbroken(folder, expected) -> None:
+    block = 4 * 2 * 2 * 16 * 4 * 4  # bytes: layers, K and V, KV heads, head_dim, positions, float32
+    async with LocalPipeline(folder, [4, 4], kv_memory_bytes=12 * block, block=4, chunk=8) as pipeline:
+        both = await asyncio.gather(
+            *(pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]),
+            *(pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]),
+        )
+        counters = pipeline.router.stats()
+    roomy = LocalPipeline(folder, [8])
+    async with roomy as pipeline:
+        alone = [await pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]]
+    assert [heard.tokens for heard in both] == [heard.tokens for heard in alone] * 2
+    assert [heard.tokens[:8] for heard in alone] == expected[:4]
+    assert counters.preemptions > 0
+
+
+async def test_cancel_deadline_and_a_gateways_leaving_free_everything(folder) -> None:
+    async with LocalPipeline(folder, [4, 4], context=256) as pipeline:
+        number, cancelled = pipeline.submit(PROMPTS[4], max_tokens=100)
+        await cancelled.first.wait()
+        pipeline.pipeline.cancel(number)
+        await pipeline.until_idle()
+        late = await pipeline.generate(PROMPTS[4], max_tokens=100, remaining_ms=30.0)
+        assert late.reason is EndReason.DEADLINE
+        await pipeline.until_idle()
+        _, left = pipeline.submit(PROMPTS[4], max_tokens=100)
+        await left.first.wait()
+        await pipeline.pipeline.close()
+        assert left.reason is EndReason.BROKEN
+        await pipeline.until_idle()
+
+
+async def test_a_full_queue_refuses_at_once(folder) -> None:
+    async with LocalPipeline(folder, [8], max_waiting=2) as pipeline:
+        crowd = [pipeline.submit(PROMPTS[4], max_tokens=100)[1] for _ in range(60)]
+        await asyncio.gather(*(heard.finished for heard in crowd))
+        reasons = [heard.reason for heard in crowd]
+    assert EndReason.REFUSED in reasons
+    assert EndReason.LENGTH in reasons
+    refused = [heard for heard in crowd if heard.reason is EndReason.REFUSED]
+    assert all(not heard.tokens and "max-waiting" in heard.finished.result().detail for heard in refused)
+
+
+async def test_a_dead_stage_ends_every_request(folder) -> None:
+    async with LocalPipeline(folder, [4, 4]) as pipeline:
+        crowd = [pipeline.submit(prompt, max_tokens=100)[1] for prompt in PROMPTS[:3]]
+        await asyncio.gather(*(heard.first.wait() for heard in crowd))
+        pipeline.workers[1].close()
+        await asyncio.gather(*(heard.finished for heard in crowd))
+        assert {heard.reason for heard in crowd} == {EndReason.BROKEN}
+        assert "stage" in await pipeline.router.broken()
+        assert pipeline.idle
+
+
+async def test_a_new_router_binds_higher_and_fences_the_old_one(folder, expected) -> None:
+    async with LocalPipeline(folder, [4, 4]) as pipeline:
+        _, running = pipeline.submit(PROMPTS[4], max_tokens=100)
+        await running.first.wait()
+        second = pipeline.make_router("router-1")
+        address = await second.bind()
+        await running.finished
+        assert running.reason is EndReason.BROKEN
+        await pipeline.router.broken()
+        assert {worker.epoch() for worker in pipeline.workers} == {2}
+        first, pipeline.router = pipeline.router, second
+        pipeline.pipeline = await LinkPipeline.dial("router-1", address, node=NODE, gateway="g", secret=b"")
+        assert (await pipeline.generate(PROMPTS[2])).tokens == expected[2]
+        await first.close()
