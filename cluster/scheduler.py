@@ -105,8 +105,7 @@ class Scheduler:
             ValueError: it could not run even alone.
         """
         assert sequence.id not in self._roster.sequences, f"sequence {sequence.id} is here already"
-        assert sequence.prompt_tokens > 0, f"sequence {sequence.id} has no prompt"
-        assert sequence.max_tokens > 0, f"sequence {sequence.id} has max_tokens {sequence.max_tokens}"
+        assert sequence.prompt_tokens and sequence.max_tokens > 0, f"sequence {sequence.id} has nothing to do"
         length = sequence.prompt_tokens + sequence.max_tokens
         asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {sequence.max_tokens} = {length}"
         if length > self._context:
@@ -178,8 +177,8 @@ class Scheduler:
         for sequence in admitted:
             roster.admit(sequence)
         if admitted:
-            left = sum(sequence.uncomputed for sequence in roster.prefilling.values())
-            self._pace.set_prefill(left, decoding=bool(roster.decoding))
+            uncomputed = sum(sequence.uncomputed for sequence in roster.prefilling.values())
+            self._pace.set_prefill(uncomputed, decoding=bool(roster.decoding))
 
     def _take_chunks(self) -> None:
         """Chunks of known tokens, the oldest sequence's first, until the budget is spent."""

@@ -149,8 +149,6 @@ class Servicer(pb_grpc.ServingServicer):
     async def _admit(self, message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Request:
         if message.HasField("resume"):
             raise CallError(grpc.StatusCode.UNIMPLEMENTED, "resume is not supported yet", field="resume")
-        if not self._offer.serving:
-            raise CallError(grpc.StatusCode.UNAVAILABLE, self._offer.reason)
         try:
             return await self._compute(len(message.text), lambda: validate(message, model, request_id))
         except InvalidField as error:

@@ -187,6 +187,7 @@ class StageWorker:
             self._on_step_thread()
             return run.run(lambda: self._dial(downstream, epoch))
         finally:
+            run.end("the run did not start")
             with self._changed:
                 self._running = False
                 if self._run is run:

@@ -26,6 +26,9 @@ from tramontane.stages.microbatch import (
 from tramontane.stages.split import split_as
 from tramontane.stages.stage import Stage
 
+# The models are small: more threads would only wait for each other.
+torch.set_num_threads(1)
+
 
 def load_stages(
     folder: Path, config: ModelConfig, split: Sequence[int] = (), *, dtype: str = "float32", kernels: str | None = None

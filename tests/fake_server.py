@@ -141,7 +141,9 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
         self.seen: list[Seen] = []
         self.plans: deque[Plan] = deque()
         self._pool = ThreadPoolExecutor(32)
-        self.health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=self._pool)
+        # Each watching connection holds a thread: the servicer that holds none can deadlock when a watcher leaves while
+        # a status is set.
+        self.health = health.HealthServicer(experimental_non_blocking=False)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0), *options])
         serving_pb2_grpc.add_ServingServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

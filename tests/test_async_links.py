@@ -4,86 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from async_wires import dial, linked, listener_of, raw_link
 from wires import (
     DEADLINE_S,
     FAR,
     NEAR,
     both_doors,
-    greet,
     is_closed,
     listening,
     microbatch,
-    open_descriptors,
-    raw_dial,
-    read_frame,
     socket_folder,
 )
 from wires import dial as dial_blocking
 
-from tramontane.cluster import async_link, async_stream, doors, frames, handshake
-from tramontane.cluster.async_link import AsyncLink, AsyncListener
+from tramontane.cluster import async_stream, doors, frames
+from tramontane.cluster.async_link import AsyncLink
 from tramontane.cluster.frames import FrameError
-from tramontane.cluster.link import Address, LinkClosed
-from tramontane.cluster.messages import PROTOCOL, Cancel, Hello, Role
-
-SECRET = b"correct horse battery staple"
+from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.messages import Cancel, Hello
 
 
 @pytest.fixture
 def folder():
     with socket_folder() as path:
         yield path
-
-
-@contextlib.asynccontextmanager
-async def listener_of(folder: Path, on_link=None, *, secret: bytes = b""):
-    """A listener and the queue of what it accepted; `on_link` takes links instead, if given."""
-    accepted: asyncio.Queue[tuple[AsyncLink, Hello]] = asyncio.Queue()
-
-    async def keep(link: AsyncLink, hello: Hello) -> None:
-        accepted.put_nowait((link, hello))
-        await link.wait_closed()
-
-    listener = AsyncListener(
-        node=NEAR, unix_path=folder / "door.sock", secret=secret, on_link=on_link or keep, host="127.0.0.1"
-    )
-    await listener.start()
-    try:
-        yield listener, accepted
-    finally:
-        await listener.close()
-
-
-async def dial(address: Address, *, node: str = NEAR, name: str = "gateway-0", secret: bytes = b"") -> AsyncLink:
-    return await AsyncLink.dial(
-        address, node=node, role=Role.GATEWAY, name=name, epoch=0, secret=secret, timeout_s=DEADLINE_S
-    )
-
-
-@contextlib.asynccontextmanager
-async def linked(folder: Path, node: str):
-    async with listener_of(folder) as (listener, accepted):
-        mine = await dial(listener.address, node=node)
-        theirs, hello = await asyncio.wait_for(accepted.get(), DEADLINE_S)
-        assert (hello.role, hello.name) == (Role.GATEWAY, "gateway-0")
-        try:
-            yield mine, theirs
-        finally:
-            for link in (mine, theirs):
-                link.close()
-                await link.wait_closed()
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110  (the kernel sets no event)
-            await asyncio.sleep(0.005)
 
 
 @both_doors
@@ -233,12 +181,6 @@ async def test_a_message_that_does_not_fit_leaves_the_link_as_it_was(folder):
         assert (await theirs.receive()).request == 7
 
 
-async def raw_link(listener: AsyncListener, accepted, node: str = NEAR, **changes) -> tuple[socket.socket, AsyncLink]:
-    line = await asyncio.to_thread(lambda: greet(raw_dial(listener.address, node), **changes))
-    link, _ = await asyncio.wait_for(accepted.get(), DEADLINE_S)
-    return line, link
-
-
 @pytest.mark.parametrize(
     ("noise", "complaint"),
     [
@@ -306,134 +248,6 @@ async def test_a_loop_that_was_busy_does_not_take_that_for_silence(folder, monke
         await mine.send(Cancel(request=1))
         assert (await asyncio.to_thread(theirs.receive)).request == 1
         mine.close()
-
-
-@both_doors
-@pytest.mark.parametrize("wrong", [b"", b"a guess"])
-async def test_another_secret_is_refused_and_not_told(folder, node, wrong, caplog):
-    async with listener_of(folder, secret=SECRET) as (listener, accepted):
-        stranger = await dial(listener.address, node=node, secret=wrong, name="mallory")
-        with pytest.raises(LinkClosed, match="closed by the other end"):
-            await stranger.receive()
-        assert accepted.empty()
-        honest = await dial(listener.address, node=node, secret=SECRET)
-        await accepted.get()
-        honest.close()
-    assert [record.getMessage() for record in caplog.records] == [
-        "door refused a dialler: 'mallory' has another secret"
-    ]
-
-
-async def test_another_protocol_is_refused_on_both_sides(folder, caplog, monkeypatch):
-    async with listener_of(folder) as (listener, accepted):
-        line = await asyncio.to_thread(lambda: greet(raw_dial(listener.address, NEAR), protocol=PROTOCOL + 1))
-        assert await asyncio.to_thread(is_closed, line)
-        line.close()
-        assert "door refused a dialler: it speaks protocol 2, here is 1" in caplog.text
-        monkeypatch.setattr(handshake, "PROTOCOL", PROTOCOL + 1)
-        challenge = handshake.challenge()
-        monkeypatch.undo()
-        monkeypatch.setattr(handshake, "challenge", lambda: challenge)
-        with pytest.raises(LinkClosed, match="it speaks protocol 2, here is 1"):
-            await dial(listener.address)
-        assert accepted.empty()
-
-
-@pytest.mark.parametrize("size", [(1 << 12, 0, 0), (8, 1 << 20, 0), (8, 0, 8)], ids=["header", "arrays", "rows"])
-async def test_strangers_get_smaller_limits(folder, size):
-    async with listener_of(folder) as (listener, accepted):
-        line = await asyncio.to_thread(raw_dial, listener.address, NEAR)
-        line.sendall(frames.PREFIX.pack(*size))
-        assert await asyncio.to_thread(is_closed, line)
-        line.close()
-        assert accepted.empty()
-
-
-async def test_what_follows_the_hello_at_once_is_not_measured_by_a_strangers_limits(folder):
-    async with listener_of(folder) as (listener, accepted):
-        line = await asyncio.to_thread(raw_dial, listener.address, NEAR)
-        challenge = await asyncio.to_thread(read_frame, line)
-        hello = handshake.answer(challenge, role=Role.ROUTER, name="r", epoch=1, secret=b"")
-        line.sendall(b"".join(frames.encode(hello)) + b"".join(frames.encode(microbatch(0, np.arange(5000)))))
-        link, _ = await asyncio.wait_for(accepted.get(), DEADLINE_S)
-        assert len((await link.receive()).tokens) == 5000
-        line.close()
-
-
-async def test_a_silent_dialler_holds_nobody_up_and_is_given_up(folder, monkeypatch, caplog):
-    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.5)
-    async with listener_of(folder) as (listener, accepted):
-        silent = await asyncio.to_thread(raw_dial, listener.address, NEAR)
-        honest = await dial(listener.address)
-        await accepted.get()
-        assert "refused" not in caplog.text, "the honest one had to wait"
-        honest.close()
-        assert await asyncio.to_thread(is_closed, silent)
-        silent.close()
-    assert "refused a dialler: it says nothing" in caplog.text
-
-
-async def test_a_crowd_of_silent_diallers_is_bounded(folder, monkeypatch, caplog):
-    monkeypatch.setattr(async_link, "MAX_HANDSHAKES", 2)
-    async with listener_of(folder) as (listener, _):
-        crowd = [await asyncio.to_thread(raw_dial, listener.address, NEAR) for _ in range(2)]
-        for line in crowd:
-            await asyncio.to_thread(read_frame, line)
-        late = await asyncio.to_thread(raw_dial, listener.address, NEAR)
-        assert await asyncio.to_thread(is_closed, late)
-        for line in (*crowd, late):
-            line.close()
-    assert "2 others are in their handshake" in caplog.text
-
-
-async def test_dialling_gives_up_on_nobody_and_on_a_listener_that_says_nothing(folder):
-    with pytest.raises(LinkClosed, match="No such file"):
-        await dial(Address(NEAR, str(folder / "nobody.sock"), "", 0))
-    with pytest.raises(LinkClosed, match="node near has no TCP door for node far"):
-        await dial(Address(NEAR, str(folder / "nobody.sock"), "", 0), node=FAR)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = Address(NEAR, "", "127.0.0.1", server.getsockname()[1])
-        with pytest.raises(LinkClosed, match="timed out"):
-            await AsyncLink.dial(address, node=FAR, role=Role.STAGE, name="s", epoch=1, secret=b"", timeout_s=0.2)
-
-
-async def test_a_handler_that_fails_or_returns_closes_its_link_only(folder, caplog):
-    async def handle(link: AsyncLink, hello: Hello) -> None:
-        assert hello.name != "bad", "of all names"
-        await link.send(await link.receive())
-
-    async with listener_of(folder, handle) as (listener, _):
-        bad = await dial(listener.address, name="bad")
-        with pytest.raises(LinkClosed):
-            await bad.receive()
-        good = await dial(listener.address, name="good")
-        await good.send(Cancel(request=1))
-        assert (await good.receive()).request == 1
-        with pytest.raises(LinkClosed):
-            await good.receive()
-    assert "of all names" in caplog.text
-
-
-@both_doors
-async def test_closing_a_listener_ends_its_links_tasks_and_descriptors(folder, node):
-    descriptors, tasks = open_descriptors(), len(asyncio.all_tasks())
-    stuck = asyncio.Event()
-
-    async def handle(link: AsyncLink, hello: Hello) -> None:
-        await (stuck.wait() if hello.name == "stuck" else link.receive())
-
-    async with listener_of(folder, handle) as (listener, _):
-        links = [await dial(listener.address, node=node, name=name) for name in ("stuck", "reader")]
-        stranger = await asyncio.to_thread(raw_dial, listener.address, node)
-        await asyncio.to_thread(read_frame, stranger)
-    assert not list(folder.iterdir())
-    assert await asyncio.to_thread(is_closed, stranger)
-    stranger.close()
-    for link in links:
-        with pytest.raises(LinkClosed):
-            await link.receive()
-        await link.wait_closed()
-    await until(lambda: (open_descriptors(), len(asyncio.all_tasks())) == (descriptors, tasks))
 
 
 async def test_closing_a_link_whose_other_end_does_not_read_frees_it_all_the_same(folder, monkeypatch):

@@ -18,6 +18,7 @@ from service import Service, eventually
 from tramontane.client import (
     AsyncClient,
     Client,
+    ClientOptions,
     DeadlineExceeded,
     HealthStatus,
     InvalidArgument,
@@ -161,7 +162,7 @@ def test_more_than_the_machine_has_is_said() -> None:
 def test_a_killed_stage_ends_its_requests_and_health_at_once() -> None:
     broken = Service("--stages", "2", "--dtype", "float32")
     try:
-        with Client(broken.target) as client:
+        with Client(broken.target, ClientOptions(wait=False)) as client:
             stage = next(process for process in client.stats().processes if process.name == "0.1")
             with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
                 next(iter(stream))

@@ -97,6 +97,7 @@ def microbatch(**changes: object) -> Microbatch:
     return Microbatch(**{**whole, **changes})
 
 
+@settings(deadline=None)
 @given(MESSAGES)
 def test_every_message_comes_back_as_it_was(message: frames.Message) -> None:
     header, arrays = split(b"".join(frames.encode(message)))
@@ -279,13 +280,14 @@ def test_lists_that_claim_to_be_huge_are_not_allocated() -> None:
         frames.decode(b"\x92" + msgpack.packb("cancel") + nested + bytes(65_535), b"")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=40))
 def test_noise_is_refused_and_nothing_else_happens(header: bytes, arrays: bytes) -> None:
     with pytest.raises(FrameError):
         frames.decode(header, arrays)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(MESSAGES, st.data())
 def test_a_damaged_frame_is_refused_or_another_valid_message(message: frames.Message, data: st.DataObject) -> None:
     frame = bytearray(b"".join(frames.encode(message)))

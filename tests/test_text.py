@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_pipeline import LOG_PROBABILITY, tiny_model, tiny_tokenizer, tiny_tokenizer_bytes
-from hypothesis import assume, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tramontane.cluster.completion import Clock, Completion
@@ -47,6 +48,7 @@ def tokenizer_of(kind: str) -> Tokenizer:
     return Tokenizer(tiny_tokenizer_bytes(**KINDS[kind]), bos_id=1)
 
 
+@settings(deadline=None)
 @given(kinds, texts)
 def test_text_comes_back_as_sentencepiece_gives_it_back(kind, text):
     tokenizer = tokenizer_of(kind)
@@ -56,6 +58,7 @@ def test_text_comes_back_as_sentencepiece_gives_it_back(kind, text):
         assert detokenize(tokenizer, ids, continuation=False) == text.replace("▁", " ")
 
 
+@settings(deadline=None)
 @given(kinds, ids_of_any_kind)
 def test_any_ids_that_make_valid_text_give_sentencepiece_s_text(kind, ids):
     tokenizer = tokenizer_of(kind)
@@ -65,6 +68,18 @@ def test_any_ids_that_make_valid_text_give_sentencepiece_s_text(kind, ids):
     assert detokenize(tokenizer, ids, continuation=False) == theirs
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_spaces_at_the_beginning_go_where_sentencepiece_lets_them_go(kind):
+    tokenizer = tokenizer_of(kind)
+    bare = next(token for token in tokenizer.spaced if tokenizer.surfaces[token] == b" ")
+    spaced = next(token for token in tokenizer.spaced if len(tokenizer.surfaces[token]) > 1)
+    byte = next(token for token in range(tokenizer.size) if tokenizer.surfaces[token] == b" " and token != bare)
+    letter = next(token for token in range(300, tokenizer.size) if tokenizer.surfaces[token].isalpha())
+    for ids in itertools.product((bare, spaced, byte, letter, 0, 1), repeat=3):
+        assert detokenize(tokenizer, ids, continuation=False) == tokenizer.decode(ids), ids
+
+
+@settings(deadline=None)
 @given(kinds, texts, texts)
 def test_a_continuation_joins_its_beginning(kind, beginning, rest):
     tokenizer = tokenizer_of(kind)
@@ -81,6 +96,7 @@ def test_a_continuation_keeps_its_space_and_a_beginning_does_not():
     assert detokenize(tokenizer, ids, continuation=False) == "summer"
 
 
+@settings(deadline=None)
 @given(texts)
 def test_user_text_never_becomes_a_control_token(text):
     tokenizer = tiny_tokenizer()
@@ -138,11 +154,14 @@ def dumb_completion(pieces: list[str], strings: list[str], min_tokens: int) -> t
     return text, None
 
 
+@settings(deadline=None)
 @given(
-    st.lists(st.text("abE", max_size=4), max_size=12),
-    st.lists(st.text("abE", min_size=1, max_size=4), max_size=3),
+    st.lists(st.text("ab", max_size=3), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
     st.integers(0, 6),
 )
+@example(pieces=["ab", "x"], strings=["b", "abc"], min_tokens=1)
+@example(pieces=["ab", "c"], strings=["b", "abc"], min_tokens=1)
 def test_stop_strings_are_found_as_by_reading_character_by_character(pieces, strings, min_tokens):
     expected, end = dumb_completion(pieces, strings, min_tokens)
     stops, sent = StopStrings(strings), ""
@@ -157,6 +176,18 @@ def test_stop_strings_are_found_as_by_reading_character_by_character(pieces, str
             "more was kept back than a stop string needs"
         )
     assert sent + ("" if stops.found else stops.finish()) == expected
+
+
+def test_a_stop_string_counts_from_the_token_at_min_tokens_on():
+    tokenizer = tiny_tokenizer()
+    once = len(tokenizer.encode("one two,", add_bos=False))
+    ids = tokenizer.encode("one two, one two,", add_bos=False)
+    assert ids[:once] == tokenizer.encode("one two,", add_bos=False)
+    for min_tokens, expected in ((once - 1, " one "), (once, " one two, one ")):
+        text, sent = CompletionText(tokenizer, stop_strings=("two,",), stop_ids=(), min_tokens=min_tokens), ""
+        while not text.stopped:
+            sent += text.push(ids[text.tokens])
+        assert sent + text.finish() == expected
 
 
 def request_of(strings: tuple[str, ...], min_tokens: int) -> Request:
@@ -205,6 +236,7 @@ def run_cut(ids: list[int], cuts: set[int], request: Request) -> tuple[str, list
     return text, out, events[-1].finished.reason
 
 
+@settings(deadline=None)
 @given(
     texts.map(lambda text: tiny_tokenizer().encode(text, add_bos=False)) | st.lists(st.integers(3, 399), min_size=1),
     st.sets(st.integers(1, 29)),

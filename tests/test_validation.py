@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from fake_pipeline import VOCAB, tiny_model, tiny_tokenizer, tiny_tokenizer_bytes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tramontane.cluster.tokenizer import Tokenizer
@@ -175,6 +175,7 @@ def test_the_size_limit_is_16_bytes_a_token_and_at_least_4_mib():
     assert request_limit_bytes(1 << 20) == 16 << 20
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 500)))
 def test_ids_are_checked_one_by_one(ids):
     wrong = [place for place, token in enumerate(ids) if token >= VOCAB]
@@ -187,6 +188,7 @@ def test_ids_are_checked_one_by_one(ids):
         assert validate_ids("ids", ids, VOCAB).dtype == np.int32
 
 
+@settings(deadline=None)
 @given(
     st.floats(width=32), st.floats(width=32), st.floats(width=32), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)
 )

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.kernels import products
 from tramontane.stages.kernels.cpu_attention import AttentionPlan, attend, plan_attention
 from tramontane.stages.kernels.places import Places
-from tramontane.stages.kernels.products import PACKED, Product, native_bfloat16
+from tramontane.stages.kernels.products import Product, native_bfloat16
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
@@ -78,7 +79,7 @@ class CpuKernels:
         self._root_eps = torch.tensor(math.sqrt(config.dim * config.norm_eps))
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self._frequency = 1.0 / config.rope_theta**exponent
-        self.name = f"cpu-{'plain' if PACKED is None else 'onednn'}-{dtype}{'-widened' if widened else ''}"
+        self.name = f"cpu-{'plain' if products.PACKED is None else 'onednn'}-{dtype}{'-widened' if widened else ''}"
         self.row_invariant = False
         if widened:
             logger.info(
@@ -245,6 +246,6 @@ class Pairs:
         return inputs
 
 
-def _each(products: list[Product], experts: list[int], inputs: Sequence[Tensor]) -> Tensor:
+def _each(weights: list[Product], experts: list[int], inputs: Sequence[Tensor]) -> Tensor:
     """Each expert's rows through its product."""
-    return torch.cat([products[expert](rows) for expert, rows in zip(experts, inputs, strict=True)])
+    return torch.cat([weights[expert](rows) for expert, rows in zip(experts, inputs, strict=True)])

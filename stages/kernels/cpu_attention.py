@@ -218,5 +218,5 @@ def _attend_decode(queries_SKGh: Tensor, pool: Tensor, decode: Decode, scale: fl
     lse_SxKG.index_copy_(0, decode.slot, lse_JKG)
     share_SxKG = lse_SxKG.view(pieces, decode.most, kv_heads, group).softmax(1).view(lse_SxKG.shape)
     weighted_JKGh = attended_JKGh.float() * share_SxKG.index_select(0, decode.slot)[..., None]
-    attended_SKGh = weighted_JKGh.new_zeros(queries_SKGh.shape)
+    attended_SKGh = torch.zeros(queries_SKGh.shape)
     return attended_SKGh.index_add_(0, decode.piece, weighted_JKGh).to(queries_SKGh.dtype)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class CudaKernels(ReferenceKernels):
         self, config: ModelConfig, dtype: str, device: str, attend: Callable[..., Tensor] | None = None
     ) -> None:
         super().__init__(config, dtype, device)
-        self._varlen = attend
+        self._varlen: Callable[..., Any] | None = attend
         if attend is None and dtype == "bfloat16":
             from torch.nn.attention.varlen import varlen_attn
 
@@ -89,7 +90,7 @@ class CudaKernels(ReferenceKernels):
     def _attend_all(self, queries_THh: Tensor, keys: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
         if self._varlen is None or not isinstance(plan, VarlenPlan):
             return super()._attend_all(queries_THh, keys, values, plan)
-        return self._varlen(
+        attended_THh: Tensor = self._varlen(
             queries_THh,
             keys[plan.place_P],
             values[plan.place_P],
@@ -101,3 +102,4 @@ class CudaKernels(ReferenceKernels):
             window_size=(-1 if plan.window is None else plan.window - 1, 0),
             enable_gqa=self._config.kv_heads < self._config.heads,
         )
+        return attended_THh

@@ -19,7 +19,7 @@ ROWS_HINT = 32
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware. Without, a plain product takes 5 to 8 times a float32 one's time."""
+    """Whether this CPU multiplies bfloat16 itself. Without, plain products take 5 to 8 times as long as in float32."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(supported is not None and supported())
 

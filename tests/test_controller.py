@@ -1,0 +1,243 @@
+"""The controller over a platform that can be computed by hand: what it creates, in which order, and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from models import make_checkpoint
+
+from tramontane.cluster.controller import Controller, Phase
+from tramontane.cluster.link import Address
+from tramontane.cluster.spec import ServiceSpec
+from tramontane.cluster.stats import RouterCounters, StageCounters, process_facts
+from tramontane.cluster.worker import LoadedStage
+from tramontane.stages.kv_layout import KVLayout
+
+ADDRESS = Address(node="n", unix_path="/r", host="", port=0)
+
+
+class FakePlatform:
+    """Keeps a log of all calls; each part is itself, told apart by its name."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.lacking = ["no room: 2 CPU are missing"]
+        self.load_fails = False
+        self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.loaded = asyncio.Event()
+
+    async def gateway(self, name):
+        self.log.append(f"create {name}")
+        return FakeGateway(self)
+
+    async def reserve(self, replica):
+        self.log.append(f"reserve {replica}")
+
+    async def room(self, replica, timeout_s):
+        await asyncio.sleep(0)
+        return self.lacking.pop() if self.lacking else ""
+
+    async def stage(self, name, replica, index):
+        self.log.append(f"create {name}")
+        return FakeStage(self, index)
+
+    async def router(self, name, stages):
+        self.log.append(f"create {name} over {len(stages)}")
+        return FakeRouter(self)
+
+    async def end(self):
+        self.log.append("end")
+
+
+class FakeStage:
+    def __init__(self, platform, index):
+        self.platform, self.index = platform, index
+
+    async def load(self):
+        await self.platform.loaded.wait()
+        if self.platform.load_fails:
+            raise ValueError("tensor model.norm.weight is missing")
+        return LoadedStage({f"t{self.index}": b"d"}, "numerics", True)
+
+    async def progress(self):
+        return 0.5
+
+    async def stats(self):
+        if self.index == 1:
+            raise ConnectionError("dead")
+        return StageCounters(name=f"0.{self.index}", busy_ns=1, steps=2, tokens=3), process_facts("stage", "0.0", "n")
+
+
+class FakeRouter:
+    def __init__(self, platform):
+        self.platform = platform
+
+    async def bind(self):
+        self.platform.log.append("bind")
+        return ADDRESS
+
+    async def broken(self):
+        return await asyncio.shield(self.platform.router_broken)
+
+    async def stats(self):
+        counters = dict.fromkeys(
+            [
+                "microbatches",
+                "tokens",
+                "prompt_tokens",
+                "completion_tokens",
+                "preemptions",
+                "waiting",
+                "running",
+                "in_flight_microbatches",
+            ],
+            0,
+        )
+        return (
+            RouterCounters(name="0", kv_blocks_used=(0,), kv_blocks_total=(8,), **counters),
+            process_facts("router", "0", "n"),
+        )
+
+
+class FakeGateway:
+    def __init__(self, platform):
+        self.platform = platform
+
+    async def start(self):
+        self.platform.log.append("listen")
+        return 4242
+
+    async def set_loading(self, fraction):
+        self.platform.log.append(f"loading {fraction}")
+
+    async def set_model(self, version, row_invariant):
+        self.platform.log.append(f"model {len(version)} {row_invariant}")
+
+    async def set_routes(self, generation, routers):
+        self.platform.log.append(f"routes {generation} {routers}")
+
+    async def set_unavailable(self, reason):
+        self.platform.log.append(f"unavailable: {reason}")
+
+    async def gone(self):
+        return await asyncio.shield(self.platform.gateway_gone)
+
+    async def stats(self):
+        return process_facts("gateway", "0", "n")
+
+    async def close(self):
+        self.platform.log.append("close gateway")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), "MixtralForCausalLM")
+
+
+@pytest.fixture
+def spec(folder) -> ServiceSpec:
+    return ServiceSpec(
+        generation=1,
+        name="m",
+        model_dir=str(folder),
+        spans=((0, 2), (2, 3)),
+        dtype="float32",
+        device="cpu",
+        layout=KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,)),
+        context=64,
+        sampleable_ids=60,
+        max_batch_tokens=16,
+        max_waiting=4,
+        cpus_per_stage=0.5,
+        threads=1,
+        host="127.0.0.1",
+        port=0,
+        log_level="info",
+    )
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def started(spec) -> tuple[Controller, FakePlatform, asyncio.Task]:
+    platform = FakePlatform()
+    controller = Controller(spec, platform, lambda: process_facts("controller", "0", "n"))
+    return controller, platform, asyncio.create_task(controller.run())
+
+
+async def test_the_service_comes_up_in_order(spec) -> None:
+    controller, platform, _ = await started(spec)
+    await until(lambda: controller.status().phase is Phase.LOADING and "loading 0.5" in platform.log)
+    assert controller.status().port == 4242
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is Phase.READY)
+    log = [entry for entry in platform.log if not entry.startswith("loading")]
+    assert log == [
+        "create gateway-0",
+        "listen",
+        "reserve 0",
+        "create stage-0.0",
+        "create stage-0.1",
+        "model 64 True",
+        "create router-0 over 2",
+        "bind",
+        f"routes 1 {[('router-0', ADDRESS)]}",
+    ]
+    await controller.stop()
+    assert platform.log[-2:] == ["close gateway", "end"]
+    assert controller.status().phase is Phase.STOPPED
+
+
+async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
+    controller, _platform, _ = await started(spec)
+    said = set()
+    async with asyncio.timeout(10):
+        while controller.status().phase is not Phase.LOADING:
+            said.add(controller.status().detail)
+            await asyncio.sleep(0)
+    assert "no room: 2 CPU are missing" in said
+    assert controller.status().detail == ""
+    await controller.stop()
+
+
+async def test_a_stage_that_cannot_load_is_named(spec) -> None:
+    controller, platform, run = await started(spec)
+    platform.load_fails = True
+    platform.loaded.set()
+    await run
+    assert controller.status().phase is Phase.BROKEN
+    assert controller.status().detail == "tensor model.norm.weight is missing"
+    assert platform.log[-1] == "unavailable: tensor model.norm.weight is missing"
+    await controller.stop()
+
+
+@pytest.mark.parametrize("part", ["router_broken", "gateway_gone"])
+async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is Phase.READY)
+    getattr(platform, part).set_result("killed")
+    await until(lambda: controller.status().phase is Phase.BROKEN)
+    assert "killed" in controller.status().detail
+    assert platform.log[-1].startswith("unavailable: ")
+    await controller.stop()
+
+
+async def test_stats_come_from_those_who_answer(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is Phase.READY)
+    stats = await controller.stats()
+    assert [process.role for process in stats.processes] == ["controller", "gateway", "router", "stage"]
+    assert [stage.name for stage in stats.stages] == ["0.0"]
+    await controller.stop()
+
+
+def test_a_spec_comes_back_from_its_record(spec) -> None:
+    assert ServiceSpec.decode(spec.encode()) == spec

@@ -1,0 +1,106 @@
+"""From options to a service's spec, and the refusals that come before Ray is started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from models import cached_checkpoint, make_checkpoint
+
+from tramontane.cluster.cli import ByteSize
+from tramontane.cluster.serve import ServeOptions, plan_service, serve
+
+OPTIONS = ServeOptions(
+    model_dir=None,
+    stages=2,
+    split=None,
+    name=None,
+    host="127.0.0.1",
+    port=50051,
+    insecure=False,
+    dtype=None,
+    device="auto",
+    kv_memory=None,
+    kv_length=None,
+    chunk=None,
+    max_batch_tokens=1024,
+    max_context=None,
+    max_waiting=16,
+    cpus_per_stage=None,
+    threads=None,
+    address=None,
+    detach=False,
+    log_level="info",
+)
+TWO_CPUS = {"CPU": 2.0}
+
+
+def test_the_embedded_model_is_the_default() -> None:
+    spec = plan_service(OPTIONS, TWO_CPUS)
+    assert (spec.name, spec.dtype, spec.device, spec.context) == ("embedded", "bfloat16", "cpu", 4096)
+    assert spec.spans == ((0, 4), (4, 8))
+    assert spec.layout.chunk == 128
+    assert (spec.cpus_per_stage, spec.threads) == (1.0, 1)
+    assert spec.sampleable_ids == 1024
+
+
+def test_a_gpu_for_every_stage_makes_auto_cuda() -> None:
+    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).device == "cuda"
+    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 1.0}).device == "cpu"
+    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).stage_resources() == {"GPU": 1.0}
+
+
+def test_more_stages_than_cpus_share_them() -> None:
+    spec = plan_service(replace(OPTIONS, stages=8), TWO_CPUS)
+    assert (spec.cpus_per_stage, spec.threads, spec.stages) == (0.25, 1, 8)
+
+
+def test_a_full_context_sets_the_least_kv_memory() -> None:
+    folder = cached_checkpoint("MixtralForCausalLM", sliding_window=None, max_position_embeddings=4096)
+    spec = plan_service(replace(OPTIONS, model_dir=folder, stages=1), TWO_CPUS)
+    assert spec.layout.chunk == 512
+    assert spec.layout.fits(4096)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stages": 9}, "stages is 9"),
+        ({"split": (4, 5)}, "split is 4,5"),
+        ({"split": (4, 4), "stages": 3}, "split names 2 stages, and stages is 3"),
+        ({"max_context": 5000}, "max-context is 5000"),
+        ({"kv_memory": 1000}, "--kv-memory is 1000"),
+        ({"model_dir": Path("/nonexistent")}, "/nonexistent"),
+        ({"detach": True}, "detach"),
+        ({"host": "0.0.0.0"}, "host is 0.0.0.0"),
+    ],
+)
+def test_what_is_wrong_is_named_before_ray_starts(changes: dict, named: str) -> None:
+    with pytest.raises(ValueError, match="^.*" + named.replace(".", r"\.")):
+        serve(replace(OPTIONS, **changes))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, vocab_size=50)
+    with pytest.raises(ValueError, match=r"tokenizer\.model: has \d+ ids, and the embedding has 50 rows"):
+        plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS)
+
+
+def test_spare_rows_of_the_embedding_are_not_sampled(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, vocab_size=2000)
+    assert plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS).sampleable_ids < 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MiB", 2**29), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("1048576", 2**20)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "5 parsecs", "-1MiB"])
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no size"):
+        ByteSize().convert(text, None, None)
