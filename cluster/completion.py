@@ -87,7 +87,8 @@ class Completion:
     def put(self, offset: int, token: int, log_probability: float) -> None:
         """See `Receiver`."""
         assert offset == self.tokens, f"token at offset {offset}, expected {self.tokens}"
-        assert self.reason is None, f"token at offset {offset} after the end"
+        assert self._finished is None, f"token at offset {offset} after the end"
+        assert not self._text.stopped, f"token at offset {offset} after a stop string"
         self._last_s = self._clock.now()
         if offset == 0:
             self._first_s = self._last_s

@@ -105,7 +105,7 @@ class Scheduler:
             ValueError: it could not run even alone.
         """
         assert sequence.id not in self._roster.sequences, f"sequence {sequence.id} is here already"
-        assert sequence.prompt_tokens and sequence.max_tokens > 0, f"sequence {sequence.id} has nothing to do"
+        assert min(sequence.prompt_tokens, sequence.max_tokens) > 0, f"sequence {sequence.id} has nothing to do"
         length = sequence.prompt_tokens + sequence.max_tokens
         asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {sequence.max_tokens} = {length}"
         if length > self._context:

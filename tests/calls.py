@@ -48,7 +48,7 @@ async def events_of(call: grpc.aio.UnaryStreamCall) -> list[pb.GenerateEvent]:
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (conditions are about other objects)
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -1,7 +1,7 @@
 """A whole pipeline in this process: real stages, workers, links and router, no Ray.
 
-    async with LocalPipeline(folder, split=[3, 3, 2]) as pipeline:
-        tokens = (await pipeline.generate([1, 2, 3], max_tokens=8)).tokens
+async with LocalPipeline(folder, split=[3, 3, 2]) as pipeline:
+    tokens = (await pipeline.generate([1, 2, 3], max_tokens=8)).tokens
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def folder():
 
 async def until(condition) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110  (the kernel sets no event)
+        while not condition():
             await asyncio.sleep(0.005)
 
 

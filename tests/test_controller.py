@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -83,19 +84,7 @@ class FakeRouter:
         return await asyncio.shield(self.platform.router_broken)
 
     async def stats(self):
-        counters = dict.fromkeys(
-            [
-                "microbatches",
-                "tokens",
-                "prompt_tokens",
-                "completion_tokens",
-                "preemptions",
-                "waiting",
-                "running",
-                "in_flight_microbatches",
-            ],
-            0,
-        )
+        counters = {field.name: 0 for field in fields(RouterCounters) if field.type == "int"}
         return (
             RouterCounters(name="0", kv_blocks_used=(0,), kv_blocks_total=(8,), **counters),
             process_facts("router", "0", "n"),

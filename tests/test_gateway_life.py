@@ -33,7 +33,7 @@ from tramontane.cluster.gateway import Gateway
 from tramontane.protos import serving_pb2 as pb
 
 
-async def test_health_follows_the_gateway_s_life():
+async def test_health_follows_the_gateway_s_life(caplog):
     gateway = Gateway("gateway-0", "tiny", context=4096, fetch_stats=fake_stats)
     port = await gateway.start("127.0.0.1", 0)
     target = f"127.0.0.1:{port}"
@@ -65,6 +65,7 @@ async def test_health_follows_the_gateway_s_life():
         error = await failure(stub.Generate(ask()))
         assert (error.code(), error.details()) == (Code.UNAVAILABLE, "the server is shutting down")
     await gateway.close(0.0)
+    assert "Traceback" not in caplog.text, "a refusal was taken for a mistake of our own"
 
 
 async def test_those_who_watch_health_hear_of_each_change():

@@ -73,7 +73,7 @@ async def linked(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRouter, LinkPipe
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (conditions are about other objects)
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -1,6 +1,8 @@
-"""The loss of a long text through the serving path equals that of one plain forward pass, and generation beside it goes on."""
+"""The loss of a long text through the serving path is that of one plain forward pass, with generation beside it."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def serve(stages, scheduler: Scheduler) -> None:
     """Run the pipeline one microbatch at a time until nothing is left."""
     step = 0
     while (microbatch := scheduler.schedule(epoch=1, step=step)) is not None:
-        for stage, after in zip(stages, stages[1:], strict=False):
+        for stage, after in itertools.pairwise(stages):
             rows = stage.step(microbatch)
             after.inbox(len(microbatch.tokens))[:] = rows
         scheduler.update(stages[-1].step(microbatch))

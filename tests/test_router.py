@@ -26,7 +26,8 @@ SHAPE = {
     "max_position_embeddings": 256,
 }
 PROMPTS = [
-    [(7 * index + place * place) % 90 + 3 for place in range(length)] for index, length in enumerate([1, 5, 33, 90, 150])
+    [(7 * index + place * place) % 90 + 3 for place in range(length)]
+    for index, length in enumerate([1, 5, 33, 90, 150])
 ]
 
 

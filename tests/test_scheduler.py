@@ -297,6 +297,17 @@ def test_the_head_of_the_queue_is_not_overtaken():
     pipeline.run()
 
 
+def test_no_more_run_than_have_a_place_in_the_decode_groups():
+    """Two groups of at most three rows; the others wait, and are served in their turn."""
+    pipeline = FakePipeline(layout_of((8,), pool=20), stages=2, max_batch_tokens=3)
+    for index in range(10):
+        pipeline.add(index, [index], max_tokens=6)
+    pipeline.fill()
+    assert (pipeline.scheduler.running, pipeline.scheduler.waiting) == (6, 4)
+    pipeline.run()
+    assert max(pipeline.groups) == 3
+
+
 def test_blocks_are_kept_back_for_the_known_tokens_of_the_running():
     """The first one's chunks are still to come: of 16 blocks it holds 1 and needs 10, so 7 do not fit beside it."""
     pipeline = FakePipeline(layout_of((None,), pool=1), stages=1)

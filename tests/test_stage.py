@@ -10,6 +10,7 @@ from models import cached_checkpoint, load_tensors, random_tensors, save_tensors
 from reference_model import forward
 
 from tramontane.stages.config import EXAMPLE, ModelConfig
+from tramontane.stages.kernels.cpu import CpuKernels
 from tramontane.stages.kv_pool import OutOfOrder, StaleEpoch
 from tramontane.stages.microbatch import ScoredRows, StepResult
 from tramontane.stages.stage import Stage
@@ -189,6 +190,26 @@ def test_a_request_that_turns_to_nan_ends_alone(broken_folder):
             assert torch.equal(each, expected)
     assert result.token[[0, 2]].tolist() == sound_result.token[[0, 2]].tolist()
     assert found[-2].isnan().all()
+
+
+def test_every_stage_clears_the_blocks_newly_taken(folder, monkeypatch):
+    """No kernel set that reads exactly what was written would show it; one that reads whole blocks relies on it."""
+    filled, fill = [], CpuKernels.fill
+
+    def record(self, storage, blocks, value):
+        filled.append((blocks.tolist(), value))
+        fill(self, storage, blocks, value)
+
+    monkeypatch.setattr(CpuKernels, "fill", record)
+    driven = drive(folder, [2, 2])
+    sequence = driven.sequence(PROMPT)
+    for size, blocks in ((8, 2), (1, 1), (1, 0)):
+        filled.clear()
+        microbatch = driven.microbatch((sequence, size))
+        driven.step(microbatch)
+        fresh = microbatch.tables[0].fresh.tolist()
+        assert len(fresh) == blocks
+        assert filled == ([(fresh, 0.0)] * 2 if fresh else [])
 
 
 def test_blocks_of_a_broken_request_are_clean_for_the_next(broken_folder):

@@ -262,6 +262,15 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(tiny_tokenizer_bytes())
 
 
+def test_the_first_end_of_a_completion_counts():
+    clock = Clock(now=lambda: 0.0, arrived_s=0.0, submitted_s=0.0)
+    completion = Completion(request_of((), 0), tiny_model(), clock, stop=lambda: None)
+    completion.put(0, 300, LOG_PROBABILITY)
+    for reason in (EndReason.LENGTH, EndReason.BROKEN):
+        completion.end(Finished(request=0, reason=reason, detail="", queue_ms=0.0, prefill_ms=0.0, decode_ms=0.0))
+    assert completion.take().finished.reason == pb.LENGTH
+
+
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_path):
     write_tokenizer(tmp_path)
     size = tiny_tokenizer().size

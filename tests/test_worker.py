@@ -169,10 +169,12 @@ def test_a_link_of_another_epoch_is_refused(epoch, caplog):
 def test_a_second_upstream_is_refused():
     with pipeline() as whole:
         whole.start(epoch=5)
+        whole.to_first.send(microbatch(0, [1], epoch=5))
+        assert whole.from_last.receive().token.tolist() == [4]  # the first one is in
         with pytest.raises(LinkClosed):
             whole.dial_first(5).receive()
-        whole.to_first.send(microbatch(0, [1], epoch=5))
-        assert whole.from_last.receive().token.tolist() == [4]
+        whole.to_first.send(microbatch(1, [2], epoch=5))
+        assert whole.from_last.receive().token.tolist() == [5]
 
 
 def test_upstream_may_dial_before_run_is_called():
