@@ -1,10 +1,7 @@
-"""The plain classes as Ray actors, and the platform that creates them. Every resource option stands in this file.
+"""The plain classes as Ray actors. `ray_platform.py` creates them, and holds the controller's own actor.
 
-The actor classes bear the plain classes' names, so that an operator's `ps` says `ray::StageWorker`.
-
-Stages, router and gateway are detached with `max_restarts=0` and `max_task_retries=0`: a step that writes KV is not
-idempotent, and only the controller may create a part again. The controller alone is restarted by Ray; Ray then gives
-it its first arguments, so it reads the spec from the key-value store instead.
+The actor classes bear the plain classes' names, so that an operator's `ps` says `ray::StageWorker`. None asks for
+resources here: a stage's come with its place in the pipeline's placement group, the others need none.
 """
 
 from __future__ import annotations
@@ -17,11 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.experimental import internal_kv
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tramontane.cluster import controller as controlling
 from tramontane.cluster import gateway as gateways
 from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
@@ -36,17 +29,17 @@ from tramontane.stages.kv_layout import KVLayout
 
 log = logging.getLogger(__name__)
 
-SPEC_KEY = b"spec"
 GRACE_S = 2.0
 """Streams in flight may end by themselves for so long when the service stops."""
 
 
-def _start_logging(level: str) -> None:
+def start_logging(level: str) -> None:
     """One line an event on stderr, which Ray keeps in a file for each process."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", force=True)
 
 
-def _node() -> str:
+def node_id() -> str:
+    """Ray's id of this process's node."""
     return str(ray.get_runtime_context().get_node_id())
 
 
@@ -82,9 +75,9 @@ class StageWorker:
     """A stage's process. `run` is the step loop; the control group answers while it runs."""
 
     def __init__(self, spec: ServiceSpec, replica: int, index: int) -> None:
-        _start_logging(spec.log_level)
+        start_logging(spec.log_level)
         name = stage_name(replica, index)
-        self._facts = lambda: process_facts("stage", name.removeprefix("stage-"), _node())
+        self._name = name
 
         def load(on_progress: Callable[[float], None]) -> Any:
             from tramontane.stages.stage import Stage  # torch stays out of every other process
@@ -105,7 +98,7 @@ class StageWorker:
             torch.set_num_threads(spec.threads)  # counts for the thread that calls it
 
         self._worker = working.StageWorker(
-            name, _node(), load, on_step_thread, secret=_secret(), socket_dir=_sockets(), host=_tcp_host()
+            name, node_id(), load, on_step_thread, secret=_secret(), socket_dir=_sockets(), host=_tcp_host()
         )
 
     @ray.method(concurrency_group="step")
@@ -134,7 +127,7 @@ class StageWorker:
 
     @ray.method(concurrency_group="control")
     def stats(self) -> tuple[StageCounters, ProcessFacts]:
-        return self._worker.stats(), self._facts()
+        return self._worker.stats(), process_facts("stage", self._name.removeprefix("stage-"), node_id())
 
 
 @ray.remote(num_cpus=0)
@@ -142,7 +135,7 @@ class Router:
     """A router's process."""
 
     def __init__(self, spec: ServiceSpec, replica: int, stages: Sequence[Any]) -> None:
-        _start_logging(spec.log_level)
+        start_logging(spec.log_level)
         self._name = router_name(replica)
         self._spec = spec
         self._stages = [cast(routing.StagePort, ActorPort(stage)) for stage in stages]
@@ -151,7 +144,7 @@ class Router:
     async def bind(self) -> Address:
         self._router = routing.Router(
             self._name,
-            _node(),
+            node_id(),
             self._stages,
             routing.RouterOptions(
                 layout=self._spec.layout,
@@ -171,7 +164,7 @@ class Router:
 
     async def stats(self) -> tuple[RouterCounters, ProcessFacts]:
         assert self._router is not None, "stats before bind"
-        return self._router.stats(), process_facts("router", self._name.removeprefix("router-"), _node())
+        return self._router.stats(), process_facts("router", self._name.removeprefix("router-"), node_id())
 
 
 @ray.remote(num_cpus=0)
@@ -179,7 +172,7 @@ class Gateway:
     """A gateway's process."""
 
     def __init__(self, spec: ServiceSpec, index: int) -> None:
-        _start_logging(spec.log_level)
+        start_logging(spec.log_level)
         self._name = gateway_name(index)
         self._spec = spec
         self._gateway: gateways.Gateway | None = None
@@ -209,7 +202,7 @@ class Gateway:
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
         pipelines = [
-            await LinkPipeline.dial(name, address, node=_node(), gateway=self._name, secret=_secret())
+            await LinkPipeline.dial(name, address, node=node_id(), gateway=self._name, secret=_secret())
             for name, address in routers
         ]
         await self._plain.set_routes(generation, pipelines)
@@ -221,7 +214,7 @@ class Gateway:
         return await asyncio.shield(self._gone)
 
     async def stats(self) -> ProcessFacts:
-        return process_facts("gateway", self._name.removeprefix("gateway-"), _node())
+        return process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
 
     async def close(self) -> None:
         await self._plain.close(GRACE_S)
@@ -232,31 +225,6 @@ class Gateway:
     def _plain(self) -> gateways.Gateway:
         assert self._gateway is not None, "the gateway was not started"
         return self._gateway
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
-class Controller:
-    """The controller's process; its record in Ray's key-value store outlives it."""
-
-    def __init__(self) -> None:
-        record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
-        assert record is not None, "the spec is written before the controller is created"
-        spec = ServiceSpec.decode(record)
-        _start_logging(spec.log_level)
-        self._controller = controlling.Controller(
-            spec, RayPlatform(spec), lambda: process_facts("controller", "0", _node())
-        )
-        self._run = asyncio.get_running_loop().create_task(self._controller.run())
-
-    async def status(self) -> controlling.Status:
-        return self._controller.status()
-
-    async def stats(self) -> ServiceStats:
-        return await self._controller.stats()
-
-    async def stop(self) -> None:
-        self._run.cancel()
-        await self._controller.stop()
 
 
 class ActorPort:
@@ -274,81 +242,6 @@ class ActorPort:
         return call
 
 
-class RayPlatform:
-    """Creates the parts on Ray, or finds them again by name."""
-
-    def __init__(self, spec: ServiceSpec) -> None:
-        self._spec = spec
-
-    async def gateway(self, name: str) -> controlling.GatewayControl:
-        return cast(controlling.GatewayControl, self._part(Gateway, name, {}, self._spec, 0))
-
-    async def reserve(self, replica: int) -> None:
-        bundles = [self._spec.stage_resources()] * self._spec.stages
-        placement_group(bundles, strategy="PACK", name=_group_name(replica), lifetime="detached")
-
-    async def room(self, replica: int, timeout_s: float) -> str:
-        try:
-            await asyncio.wait_for(_as_future(self._group(replica).ready()), timeout_s)
-        except TimeoutError:
-            return _lacking(self._spec)
-        return ""
-
-    async def stage(self, name: str, replica: int, index: int) -> controlling.StageControl:
-        resources = self._spec.stage_resources()
-        options = {
-            "num_cpus": resources.get("CPU", 0),
-            "num_gpus": resources.get("GPU", 0),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=self._group(replica), placement_group_bundle_index=index
-            ),
-        }
-        return cast(controlling.StageControl, self._part(StageWorker, name, options, self._spec, replica, index))
-
-    async def router(self, name: str, stages: Sequence[controlling.StageControl]) -> controlling.RouterControl:
-        handles = [cast(ActorPort, stage).handle for stage in stages]
-        return cast(controlling.RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
-
-    async def end(self) -> None:
-        names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _ours(entry)]
-        for name in names:
-            if name != CONTROLLER:
-                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-        for record in ray.util.placement_group_table().values():
-            if record["name"] == _group_name(0) and record["state"] != "REMOVED":
-                remove_placement_group(self._group(0))
-        internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
-
-    def _part(self, actor: Any, name: str, options: dict[str, object], *arguments: object) -> ActorPort:
-        """The living actor of this name, else a new one."""
-        return ActorPort(
-            actor.options(
-                name=name,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                max_restarts=0,
-                max_task_retries=0,
-                **options,
-            ).remote(*arguments)
-        )
-
-    def _group(self, replica: int) -> PlacementGroup:
-        return ray.util.get_placement_group(_group_name(replica))
-
-
-def create_controller(spec: ServiceSpec) -> Any:
-    """Write the spec and create the controller that acts on it.
-
-    Raises:
-        ValueError: this Ray cluster has a service already.
-    """
-    if any(_ours(entry) and entry["name"] == CONTROLLER for entry in ray.util.list_named_actors(all_namespaces=True)):
-        raise ValueError("this Ray cluster serves a model already; `tramontane down` ends it")
-    internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
-    return cast(Any, Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
-
-
 def find_controller() -> Any | None:
     """The controller of this Ray cluster's service, or None."""
     try:
@@ -362,26 +255,3 @@ async def _stats() -> ServiceStats:
     if controller is None:
         raise ConnectionError("the service is ending")
     return cast(ServiceStats, await controller.stats.remote())
-
-
-async def _as_future(ref: Any) -> Any:
-    return await ref
-
-
-def _ours(entry: dict[str, str]) -> bool:
-    return entry["namespace"] == NAMESPACE
-
-
-def _group_name(replica: int) -> str:
-    return f"{NAMESPACE}-pipeline-{replica}"
-
-
-def _lacking(spec: ServiceSpec) -> str:
-    """One line: what the pipeline asks, and what the cluster has."""
-    (resource, amount), *_ = spec.stage_resources().items()
-    total = ray.cluster_resources().get(resource, 0)
-    free = ray.available_resources().get(resource, 0)
-    return (
-        f"no room for the pipeline: {spec.stages} stages ask for {amount:g} {resource} each, "
-        f"{spec.stages * amount:g} together; the cluster has {total:g}, {free:g} of them free"
-    )

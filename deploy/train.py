@@ -195,9 +195,8 @@ def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> t
                 for kept, now in zip(average.parameters(), model.parameters(), strict=True):
                     kept.lerp_(now, 1 - decay)
             if step % 20 == 0:
-                click.echo(
-                    f"step {step}/{steps}  loss {statistics.fmean(losses[-20:]):.3f}  {time.monotonic() - started:.0f} s"
-                )
+                loss, seconds = statistics.fmean(losses[-20:]), time.monotonic() - started
+                click.echo(f"step {step}/{steps}  loss {loss:.3f}  {seconds:.0f} s")
         judgement = judge(average, unseen_N, len(text) - cut)
         click.echo(f"epoch {epoch + 1}/{recipe.epochs}  {describe(judgement)}")
         if judgement.bits_per_character < best.bits_per_character:

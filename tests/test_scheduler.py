@@ -9,6 +9,7 @@ import pytest
 from fake_stages import POISON, FakePipeline, FakeStages, expect_scores, layout_of
 
 from tramontane.cluster.messages import EndReason, Submit
+from tramontane.cluster.pacing import OutputReserve
 from tramontane.cluster.scheduler import QueueFull
 from tramontane.cluster.sequence import Phase, Sequence
 from tramontane.stages.kv_layout import KVLayout, ring_blocks
@@ -320,6 +321,33 @@ def test_blocks_are_kept_back_for_the_known_tokens_of_the_running():
     assert pipeline.scheduler.preemptions == 0
 
 
+def test_a_share_of_the_possible_output_is_kept_back():
+    """Half of 40 tokens after a prompt of 4: 6 blocks each, of 16. Two run, and the third would be one too many."""
+    for careless, running in ((False, 2), (True, 3)):
+        pipeline = FakePipeline(layout_of((None,), pool=1))
+        pipeline.careless = careless
+        for index in range(3):
+            pipeline.add(index, prompt_of(4), max_tokens=40)
+        pipeline.fill()
+        assert pipeline.scheduler.running == running
+        pipeline.run()
+
+
+def test_the_share_rises_with_each_preemption_and_decays():
+    reserve = OutputReserve()
+    for _ in range(350):
+        reserve.decay()
+    assert reserve.share == pytest.approx(0.25, rel=0.01)
+    shares = []
+    for _ in range(3):
+        reserve.rise()
+        shares.append(reserve.share)
+    assert shares == pytest.approx([0.625, 0.8125, 0.90625], rel=0.01)
+    for _ in range(5000):
+        reserve.decay()
+    assert reserve.share == OutputReserve.LEAST
+
+
 def test_a_full_ring_needs_nothing_kept_back():
     """Ring of 4 blocks, pool of 8: two long outputs run together, and neither is ever preempted."""
     pipeline = FakePipeline(layout_of((8,), pool=2))
@@ -338,6 +366,7 @@ def test_the_youngest_gives_way_and_its_stream_goes_on():
     streams = [pipeline.add(index, prompt_of(4, index), max_tokens=40, score_prompt=True) for index in range(4)]
     pipeline.run()
     assert pipeline.scheduler.preemptions > 0
+    assert pipeline.scheduler._reserve.share > OutputReserve.START
     assert streams[0].sequence.incarnation == 1  # its end
     assert streams[3].sequence.incarnation > 1
     assert all(len(stream.tokens) == 40 for stream in streams)

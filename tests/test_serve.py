@@ -10,7 +10,8 @@ import pytest
 from models import cached_checkpoint, make_checkpoint
 
 from tramontane.cluster.cli import ByteSize
-from tramontane.cluster.serve import ServeOptions, plan_service, serve
+from tramontane.cluster.planning import ServeOptions, plan_service
+from tramontane.cluster.serve import serve
 
 OPTIONS = ServeOptions(
     model_dir=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,32 @@ def test_a_pipeline_bound_again_at_a_higher_epoch_works_and_the_old_router_is_cu
         assert whole.from_last.receive().token.tolist() == [23]
         assert [worker.epoch() for worker in whole.workers] == [7, 7, 7]
         assert all(stage.seen == [(3, 0), (7, 0)] for stage in whole.stages)
+
+
+def test_a_step_in_progress_ends_before_the_stage_is_bound_again():
+    computing, go_on = threading.Event(), threading.Event()
+    epochs = []
+
+    def compute(batch: Microbatch) -> None:
+        computing.set()
+        assert go_on.wait(DEADLINE_S)
+        epochs.append(stage.epoch)
+
+    with pipeline(stages=1) as whole:
+        (stage,) = whole.stages
+        stage.before_step = compute
+        whole.start(epoch=3)
+        whole.to_first.send(microbatch(0, [1], epoch=3))
+        assert computing.wait(DEADLINE_S)
+        binding = in_thread(lambda: whole.bind(4))
+        with pytest.raises(LinkClosed):
+            whole.from_last.receive()  # the older run has been told to end
+        with pytest.raises(queue.Empty):
+            binding.get(timeout=0.2)
+        go_on.set()
+        assert binding.get(timeout=DEADLINE_S) is None
+        assert whole.reasons() == ["epoch 4 is bound"]
+        assert (epochs, stage.epoch) == ([3], 4)
 
 
 @pytest.mark.parametrize("epoch", [1, 4, 5])

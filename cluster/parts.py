@@ -1,0 +1,102 @@
+"""The parts of a service as the controller sees them, and the platform that creates them.
+
+Each part is a protocol of coroutines, so that Ray's actors and a test's stand-ins look alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tramontane.cluster.link import Address
+from tramontane.cluster.stats import ProcessFacts, RouterCounters, StageCounters
+from tramontane.cluster.worker import LoadedStage
+
+
+class StageControl(Protocol):
+    """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
+
+    async def load(self) -> LoadedStage:
+        """Read and pack the weights."""
+        ...
+
+    async def progress(self) -> float:
+        """How far that is, 0 to 1."""
+        ...
+
+    async def stats(self) -> tuple[StageCounters, ProcessFacts]:
+        """Counters since it was loaded."""
+        ...
+
+
+class RouterControl(Protocol):
+    """A router seen from the controller."""
+
+    async def bind(self) -> Address:
+        """Bind the stages and serve; answers where gateways may dial."""
+        ...
+
+    async def broken(self) -> str:
+        """Wait until the pipeline has broken; the reason."""
+        ...
+
+    async def stats(self) -> tuple[RouterCounters, ProcessFacts]:
+        """Counters since it started."""
+        ...
+
+
+class GatewayControl(Protocol):
+    """A gateway seen from the controller."""
+
+    async def start(self) -> int:
+        """Open the port; answers which."""
+        ...
+
+    async def set_loading(self, fraction: float) -> None:
+        """What callers hear meanwhile."""
+
+    async def set_model(self, version: str, row_invariant: bool) -> None:
+        """The stages have loaded."""
+
+    async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
+        """Link up with these routers, by name; older generations are ignored."""
+
+    async def set_unavailable(self, reason: str) -> None:
+        """Nothing serves."""
+
+    async def gone(self) -> str:
+        """Wait until the gateway has closed; the reason."""
+        ...
+
+    async def stats(self) -> ProcessFacts:
+        """Facts about its process."""
+        ...
+
+    async def close(self) -> None:
+        """Give streams in flight a little time, then end them."""
+
+
+class Platform(Protocol):
+    """Where parts are created: found again by name if they live, else made."""
+
+    async def gateway(self, name: str) -> GatewayControl:
+        """The gateway's process."""
+        ...
+
+    async def reserve(self, replica: int) -> None:
+        """Ask for a pipeline's room, all stages or none."""
+
+    async def room(self, replica: int, timeout_s: float) -> str:
+        """Wait for it; an empty string once it is there, else a line that says what is lacking."""
+        ...
+
+    async def stage(self, name: str, replica: int, index: int) -> StageControl:
+        """A stage's process, in the pipeline's room."""
+        ...
+
+    async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl:
+        """The router's process."""
+        ...
+
+    async def end(self) -> None:
+        """End every part and give its room back."""

@@ -1,0 +1,97 @@
+"""From `serve`'s options, a checkpoint and what the cluster offers to the spec of a service. Starts nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tramontane.cluster.spec import ServiceSpec
+from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.stages.checkpoint import Checkpoint
+from tramontane.stages.config import ModelConfig
+from tramontane.stages.kv_layout import plan_kv
+from tramontane.stages.split import split_as, split_layers
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
+LARGEST_DEFAULT_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """The command line's options; None is unset. `cli.py` says what each means."""
+
+    model_dir: Path | None
+    stages: int
+    split: tuple[int, ...] | None
+    name: str | None
+    host: str
+    port: int
+    insecure: bool
+    dtype: str | None
+    device: str
+    kv_memory: int | None
+    kv_length: int | None
+    chunk: int | None
+    max_batch_tokens: int
+    max_context: int | None
+    max_waiting: int
+    cpus_per_stage: float | None
+    threads: int | None
+    address: str | None
+    detach: bool
+    log_level: str
+
+
+def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
+    """Turn options and what the cluster offers (Ray's `cluster_resources()`) into the spec of a service.
+
+    Raises:
+        ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
+    """
+    model_dir = (options.model_dir or EMBEDDED).resolve()
+    config = ModelConfig.load(model_dir)
+    spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
+    if options.split and options.stages not in (1, len(options.split)):
+        raise ValueError(f"split names {len(options.split)} stages, and stages is {options.stages}")
+    Checkpoint.open(model_dir, config).owners(spans)
+    tokenizer = Tokenizer.load(model_dir, config)
+
+    context = options.max_context or config.context
+    if context > config.context:
+        raise ValueError(f"max-context is {context}; the checkpoint's context is {config.context}")
+    window = config.smallest_window
+    chunk = min(options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK), context, options.max_batch_tokens)
+    dtype = options.dtype or config.dtype
+    layout = plan_kv(
+        config,
+        spans,
+        kv_memory_bytes=options.kv_memory,
+        chunk=chunk,
+        context=context,
+        dtype=dtype,
+        kv_length=options.kv_length,
+    )
+    stages = len(spans)
+    cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / stages
+    gpus = resources.get("GPU", 0.0)
+    device = options.device if options.device != "auto" else "cuda" if gpus >= stages else "cpu"
+    return ServiceSpec(
+        generation=1,
+        name=options.name or model_dir.name,
+        model_dir=str(model_dir),
+        spans=tuple((span.start, span.stop) for span in spans),
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        context=context,
+        sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
+        max_batch_tokens=options.max_batch_tokens,
+        max_waiting=options.max_waiting,
+        cpus_per_stage=cpus,
+        threads=options.threads or max(1, math.floor(cpus)),
+        host=options.host,
+        port=options.port,
+        log_level=options.log_level,
+    )

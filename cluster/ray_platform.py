@@ -1,0 +1,148 @@
+"""The service on Ray: the controller's actor, and the platform on which it creates all other parts.
+
+Stages, router and gateway are detached with `max_restarts=0` and `max_task_retries=0`: a step that writes KV is not
+idempotent, and only the controller may create a part again. The controller alone is restarted by Ray; Ray then gives
+it its first arguments, so it reads the spec from the key-value store instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+from ray.experimental import internal_kv
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from tramontane.cluster import controller as controlling
+from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id, start_logging
+from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
+from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
+from tramontane.cluster.stats import ServiceStats, process_facts
+
+SPEC_KEY = b"spec"
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class Controller:
+    """The controller's process; its record in Ray's key-value store outlives it."""
+
+    def __init__(self) -> None:
+        record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
+        assert record is not None, "the spec is written before the controller is created"
+        spec = ServiceSpec.decode(record)
+        start_logging(spec.log_level)
+        self._controller = controlling.Controller(
+            spec, RayPlatform(spec), lambda: process_facts("controller", "0", node_id())
+        )
+        self._run = asyncio.get_running_loop().create_task(self._controller.run())
+
+    async def status(self) -> controlling.Status:
+        return self._controller.status()
+
+    async def stats(self) -> ServiceStats:
+        return await self._controller.stats()
+
+    async def stop(self) -> None:
+        self._run.cancel()
+        await self._controller.stop()
+
+
+class RayPlatform:
+    """Creates the parts on Ray, or finds them again by name."""
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        self._spec = spec
+
+    async def gateway(self, name: str) -> GatewayControl:
+        return cast(GatewayControl, self._part(Gateway, name, {}, self._spec, 0))
+
+    async def reserve(self, replica: int) -> None:
+        bundles = [self._spec.stage_resources()] * self._spec.stages
+        placement_group(bundles, strategy="PACK", name=_group_name(replica), lifetime="detached")
+
+    async def room(self, replica: int, timeout_s: float) -> str:
+        try:
+            await asyncio.wait_for(_as_future(self._group(replica).ready()), timeout_s)
+        except TimeoutError:
+            return _lacking(self._spec)
+        return ""
+
+    async def stage(self, name: str, replica: int, index: int) -> StageControl:
+        resources = self._spec.stage_resources()
+        options = {
+            "num_cpus": resources.get("CPU", 0),
+            "num_gpus": resources.get("GPU", 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self._group(replica), placement_group_bundle_index=index
+            ),
+        }
+        return cast(StageControl, self._part(StageWorker, name, options, self._spec, replica, index))
+
+    async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl:
+        handles = [cast(ActorPort, stage).handle for stage in stages]
+        return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
+
+    async def end(self) -> None:
+        names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _ours(entry)]
+        for name in names:
+            if name != CONTROLLER:
+                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        for record in ray.util.placement_group_table().values():
+            if record["name"] == _group_name(0) and record["state"] != "REMOVED":
+                remove_placement_group(self._group(0))
+        internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
+
+    def _part(self, actor: Any, name: str, options: dict[str, object], *arguments: object) -> ActorPort:
+        """The living actor of this name, else a new one."""
+        return ActorPort(
+            actor.options(
+                name=name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                max_restarts=0,
+                max_task_retries=0,
+                **options,
+            ).remote(*arguments)
+        )
+
+    def _group(self, replica: int) -> PlacementGroup:
+        return ray.util.get_placement_group(_group_name(replica))
+
+
+def create_controller(spec: ServiceSpec) -> Any:
+    """Write the spec and create the controller that acts on it.
+
+    Raises:
+        ValueError: this Ray cluster has a service already.
+    """
+    if any(_ours(entry) and entry["name"] == CONTROLLER for entry in ray.util.list_named_actors(all_namespaces=True)):
+        raise ValueError("this Ray cluster serves a model already; `tramontane down` ends it")
+    internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
+    return cast(Any, Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
+
+
+async def _as_future(ref: Any) -> Any:
+    return await ref
+
+
+def _ours(entry: dict[str, str]) -> bool:
+    return entry["namespace"] == NAMESPACE
+
+
+def _group_name(replica: int) -> str:
+    return f"{NAMESPACE}-pipeline-{replica}"
+
+
+def _lacking(spec: ServiceSpec) -> str:
+    """One line: what the pipeline asks, and what the cluster has."""
+    (resource, amount), *_ = spec.stage_resources().items()
+    total = ray.cluster_resources().get(resource, 0)
+    free = ray.available_resources().get(resource, 0)
+    return (
+        f"no room for the pipeline: {spec.stages} stages ask for {amount:g} {resource} each, "
+        f"{spec.stages * amount:g} together; the cluster has {total:g}, {free:g} of them free"
+    )
