@@ -70,9 +70,9 @@ def _tcp_host() -> str | None:
     return str(ray.util.get_node_ip_address()) if _secret() else None
 
 
-@ray.remote(num_cpus=0, concurrency_groups={"control": 4, "step": 1})
+@ray.remote(num_cpus=0, concurrency_groups={"control": 4, "load": 1, "step": 1})
 class StageWorker:
-    """A stage's process. `run` is the step loop; the control group answers while it runs."""
+    """A stage's process. `run` is the step loop; the other groups answer while it runs."""
 
     def __init__(self, spec: ServiceSpec, replica: int, index: int) -> None:
         start_logging(spec.log_level)
@@ -101,7 +101,7 @@ class StageWorker:
             name, node_id(), load, on_step_thread, secret=_secret(), socket_dir=_sockets(), host=_tcp_host()
         )
 
-    @ray.method(concurrency_group="step")
+    @ray.method(concurrency_group="load")
     def load(self) -> working.LoadedStage:
         return self._worker.load()
 
@@ -126,6 +126,10 @@ class StageWorker:
         return self._worker.run(epoch)
 
     @ray.method(concurrency_group="control")
+    def close(self) -> None:
+        self._worker.close()
+
+    @ray.method(concurrency_group="control")
     def stats(self) -> tuple[StageCounters, ProcessFacts]:
         return self._worker.stats(), process_facts("stage", self._name.removeprefix("stage-"), node_id())
 
@@ -142,6 +146,8 @@ class Router:
         self._router: routing.Router | None = None
 
     async def bind(self) -> Address:
+        if self._router is not None:  # the controller was restarted and has found us again
+            return self._router.address
         self._router = routing.Router(
             self._name,
             node_id(),
@@ -162,6 +168,10 @@ class Router:
         assert self._router is not None, "broken before bind"
         return await self._router.broken()
 
+    async def close(self) -> None:
+        if self._router is not None:
+            await self._router.close()
+
     async def stats(self) -> tuple[RouterCounters, ProcessFacts]:
         assert self._router is not None, "stats before bind"
         return self._router.stats(), process_facts("router", self._name.removeprefix("router-"), node_id())
@@ -176,11 +186,15 @@ class Gateway:
         self._name = gateway_name(index)
         self._spec = spec
         self._gateway: gateways.Gateway | None = None
+        self._port = 0
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> int:
+        if self._gateway is not None:  # the controller was restarted and has found us again
+            return self._port
         self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
-        return await self._gateway.start(self._spec.host, self._spec.port)
+        self._port = await self._gateway.start(self._spec.host, self._spec.port)
+        return self._port
 
     async def set_loading(self, fraction: float) -> None:
         self._plain.set_loading(fraction)
@@ -217,8 +231,8 @@ class Gateway:
         return process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
 
     async def close(self) -> None:
-        await self._plain.close(GRACE_S)
-        if not self._gone.done():
+        if self._gateway is not None and not self._gone.done():
+            await self._gateway.close(GRACE_S)
             self._gone.set_result("closed")
 
     @property

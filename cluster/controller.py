@@ -9,6 +9,7 @@ pushed to the gateway with a growing generation, and a watch on each part turns 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -133,9 +134,12 @@ class Controller:
     async def _wait_for_room(self) -> None:
         await self._platform.reserve(0)
         self._say(phase=Phase.WAITING)
-        while lacking := await self._platform.room(0, ROOM_REMINDER_S):
-            log.warning("%s", lacking)
-            self._say(detail=lacking)
+        for reminder in itertools.count(1):
+            lacking = await self._platform.room(0, ROOM_REMINDER_S)
+            if not lacking:
+                break
+            self._say(detail=f"{lacking}; waiting for {reminder * ROOM_REMINDER_S:.0f} s")
+            log.warning("%s", self._status.detail)
         self._say(phase=Phase.LOADING, detail="")
 
     async def _load(self) -> list[LoadedStage]:

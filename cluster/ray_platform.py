@@ -23,6 +23,7 @@ from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
 from tramontane.cluster.stats import ServiceStats, process_facts
 
 SPEC_KEY = b"spec"
+CLOSE_TIMEOUT_S = 3.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
@@ -60,8 +61,9 @@ class RayPlatform:
         return cast(GatewayControl, self._part(Gateway, name, {}, self._spec, 0))
 
     async def reserve(self, replica: int) -> None:
-        bundles = [self._spec.stage_resources()] * self._spec.stages
-        placement_group(bundles, strategy="PACK", name=_group_name(replica), lifetime="detached")
+        if not self._reserved(replica):
+            bundles = [self._spec.stage_resources()] * self._spec.stages
+            placement_group(bundles, strategy="PACK", name=_group_name(replica), lifetime="detached")
 
     async def room(self, replica: int, timeout_s: float) -> str:
         try:
@@ -86,13 +88,16 @@ class RayPlatform:
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
 
     async def end(self) -> None:
-        names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _ours(entry)]
-        for name in names:
-            if name != CONTROLLER:
-                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-        for record in ray.util.placement_group_table().values():
-            if record["name"] == _group_name(0) and record["state"] != "REMOVED":
-                remove_placement_group(self._group(0))
+        names = sorted(entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _ours(entry))
+        parts = [ray.get_actor(name, namespace=NAMESPACE) for name in names if name != CONTROLLER]
+        closing = [asyncio.ensure_future(ActorPort(part).close()) for part in parts]
+        if closing:  # so that they free their sockets; one that is hung or dead is killed all the same
+            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
+        for part in parts:
+            ray.kill(part)
+        await asyncio.gather(*closing, return_exceptions=True)
+        if self._reserved(0):
+            remove_placement_group(self._group(0))
         internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
 
     def _part(self, actor: Any, name: str, options: dict[str, object], *arguments: object) -> ActorPort:
@@ -108,6 +113,10 @@ class RayPlatform:
                 **options,
             ).remote(*arguments)
         )
+
+    def _reserved(self, replica: int) -> bool:
+        records = ray.util.placement_group_table().values()
+        return any(record["name"] == _group_name(replica) and record["state"] != "REMOVED" for record in records)
 
     def _group(self, replica: int) -> PlacementGroup:
         return ray.util.get_placement_group(_group_name(replica))

@@ -131,6 +131,11 @@ class Router:
         self._start(self._receive_results(uplink))
         self._start(self._desk.report_load())
         log.info("%s serves %d stages at epoch %d", self._name, len(self._stages), self._epoch)
+        return self.address
+
+    @property
+    def address(self) -> Address:
+        """Where gateways may dial."""
         return self._listener.address
 
     async def broken(self) -> str:

@@ -128,10 +128,8 @@ class Scheduler:
         """The microbatch that may leave now, to be sent as this step of this epoch; None when there is none."""
         if len(self._in_flight) > self._stages:
             return None
-        preemptions = self.preemptions
         self._take_decode_rows()
-        if self.preemptions == preemptions:  # room was short just now
-            self._admit()
+        self._admit()
         self._take_chunks()
         return self._launch(epoch, step) if self._pieces else None
 

@@ -11,14 +11,16 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import click
 
+from tramontane.cluster.controller import Phase, Status
 from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
 POLL_S = 0.2
+ANSWER_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
 
@@ -50,7 +52,7 @@ def serve(options: ServeOptions) -> int:
         if ready and options.detach:
             controller = None
             return 0
-        return 0 if _hold(controller, ending) and ready else 1
+        return 0 if ready and _hold(controller, ending) else 1
     finally:
         if controller is not None:
             _end(controller)
@@ -125,34 +127,33 @@ def _say_plan(spec: ServiceSpec) -> None:
 
 def _follow(controller: Any, spec: ServiceSpec, ending: threading.Event, *, owns_ray: bool) -> bool:
     """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it."""
-    import ray
 
     said = ""
-    while not ending.is_set():
-        status = ray.get(controller.status.remote())
+    while not ending.wait(POLL_S):
+        status = _status(controller)
+        if status is None:
+            continue
         line = _line(status, spec)
         if line and line != said:
-            click.echo(line, err=status.phase == "broken")
+            click.echo(line, err=status.phase is Phase.BROKEN)
             said = line
-        if status.phase == "ready":
+        if status.phase is Phase.READY:
             return True
-        if status.phase == "broken" or (status.phase == "waiting for room" and status.detail and owns_ray):
-            ending.set()
-        else:
-            ending.wait(POLL_S)
+        if status.phase is Phase.BROKEN or (status.phase is Phase.WAITING and status.detail and owns_ray):
+            return False
     return False
 
 
-def _line(status: Any, spec: ServiceSpec) -> str:
+def _line(status: Status, spec: ServiceSpec) -> str:
     match status.phase:
-        case "waiting for room":
-            return str(status.detail)
-        case "loading":
+        case Phase.WAITING:
+            return status.detail
+        case Phase.LOADING:
             return f"loading, {math.floor(status.fraction * 10) * 10} %"
-        case "ready":
+        case Phase.READY:
             host = f"[{spec.host}]" if ":" in spec.host else spec.host
             return f"ready: {spec.name} on {host}:{status.port}"
-        case "broken":
+        case Phase.BROKEN:
             return f"not serving: {status.detail}"
         case _ if status.port:
             return f"listening on port {status.port}"
@@ -161,15 +162,29 @@ def _line(status: Any, spec: ServiceSpec) -> str:
 
 def _hold(controller: Any, ending: threading.Event) -> bool:
     """Wait for the user's end; a service that breaks is said once. True if it was whole until then."""
-    import ray
-
     whole = True
     while not ending.wait(POLL_S * 5):
-        status = ray.get(controller.status.remote())
-        if status.phase == "broken" and whole:
+        status = _status(controller)
+        if status is not None and status.phase is Phase.BROKEN and whole:
             click.echo(f"not serving: {status.detail}", err=True)
             whole = False
     return whole
+
+
+def _status(controller: Any) -> Status | None:
+    """What the controller says; None while Ray restarts it.
+
+    Raises:
+        ConnectionError: somebody else has ended the service.
+    """
+    import ray
+
+    try:
+        return cast(Status, ray.get(controller.status.remote(), timeout=ANSWER_TIMEOUT_S))
+    except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
+        return None
+    except ray.exceptions.RayActorError:
+        raise ConnectionError("the service was ended from elsewhere") from None
 
 
 def _end(controller: Any) -> None:

@@ -190,7 +190,7 @@ async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
         while controller.status().phase is not Phase.LOADING:
             said.add(controller.status().detail)
             await asyncio.sleep(0)
-    assert "no room: 2 CPU are missing" in said
+    assert "no room: 2 CPU are missing; waiting for 30 s" in said
     assert controller.status().detail == ""
     await controller.stop()
 

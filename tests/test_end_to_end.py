@@ -23,6 +23,7 @@ from tramontane.client import (
     HealthStatus,
     InvalidArgument,
     NotFound,
+    StatusError,
     Unavailable,
 )
 
@@ -41,6 +42,15 @@ def idle(client: Client) -> bool:
     """Nothing runs, nothing waits, no block is held."""
     (router,) = client.stats().routers
     return not (router.running or router.waiting or router.in_flight_microbatches or any(router.kv_blocks_used))
+
+
+def answers(client: Client, dead: int) -> bool:
+    """A controller other than the dead one has found all parts again."""
+    try:
+        pids = {process.pid for process in client.stats().processes}
+    except StatusError:
+        return False
+    return dead not in pids and len(pids) == 5
 
 
 def test_text_streams_and_is_what_the_unary_call_says(client: Client) -> None:
@@ -159,11 +169,19 @@ def test_more_than_the_machine_has_is_said() -> None:
     assert refused.process.wait(60) == 1
 
 
-def test_a_killed_stage_ends_its_requests_and_health_at_once() -> None:
+def test_killed_parts_a_controller_is_missed_by_nobody_a_stage_ends_its_requests_at_once() -> None:
     broken = Service("--stages", "2", "--dtype", "float32")
     try:
         with Client(broken.target, ClientOptions(wait=False)) as client:
-            stage = next(process for process in client.stats().processes if process.name == "0.1")
+            processes = client.stats().processes
+            controller = next(process for process in processes if process.role == "controller")
+            stage = next(process for process in processes if process.name == "0.1")
+            with client.stream(VERSE, max_tokens=400, ignore_eos=True) as stream:
+                next(iter(stream))
+                os.kill(controller.pid, signal.SIGKILL)
+                assert sum(len(delta.token_ids) for delta in stream) == 399
+            eventually(lambda: answers(client, controller.pid), 60)
+            assert client.health() is HealthStatus.SERVING
             with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
                 next(iter(stream))
                 os.kill(stage.pid, signal.SIGKILL)
