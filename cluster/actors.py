@@ -18,7 +18,7 @@ import ray
 from tramontane.cluster import gateway as gateways
 from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
-from tramontane.cluster.link import Address
+from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
@@ -44,7 +44,7 @@ def node_id() -> str:
 
 
 def session_dir() -> Path:
-    """Ray's folder for this session, with the logs of every process in `logs/`."""
+    """Ray's folder for this session, with the logs of every process in `logs/`. No public name leads there."""
     return Path(ray._private.worker.global_worker.node.get_session_dir_path())
 
 
@@ -147,6 +147,8 @@ class Router:
 
     async def bind(self) -> Address:
         if self._router is not None:  # the controller was restarted and has found us again
+            if self._router.is_broken:
+                raise RuntimeError(await self._router.broken())
             return self._router.address
         self._router = routing.Router(
             self._name,
@@ -195,6 +197,9 @@ class Gateway:
         self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
         self._port = await self._gateway.start(self._spec.host, self._spec.port)
         return self._port
+
+    async def generation(self) -> int:
+        return self._plain.generation
 
     async def set_loading(self, fraction: float) -> None:
         self._plain.set_loading(fraction)

@@ -66,7 +66,7 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
 )
-@click.option("--max-waiting", type=click.IntRange(0), default=1024, show_default=True, help="Requests that may wait.")
+@click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Requests that may wait.")
 @click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: the cluster's CPUs / stages.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of a stage's step. Default: whole CPUs of a stage.")
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
@@ -77,26 +77,19 @@ def serve(**options: Any) -> None:
 
     The port opens at once; requests are answered when the stages have loaded. Ctrl-C ends what this command started.
     """
-    serving = _serving("serve")
-    sys.exit(_told(lambda: serving.serve(serving.ServeOptions(**options))))
+    from tramontane.cluster import serve as serving
+    from tramontane.cluster.planning import ServeOptions
+
+    sys.exit(_told(lambda: serving.serve(ServeOptions(**options))))
 
 
 @click.command(short_help="End the service that runs on a Ray cluster.")
 @click.option("--address", default="auto", show_default=True, help="The Ray cluster, HOST:PORT or auto.")
 def down(address: str) -> None:
     """End the service that runs on a Ray cluster: gateway, router, stages, controller and their room."""
-    serving = _serving("down")
+    from tramontane.cluster import serve as serving
+
     sys.exit(_told(lambda: serving.down(address)))
-
-
-def _serving(verb: str) -> Any:
-    try:
-        from tramontane.cluster import serve as serving
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{verb} needs {error.name}, which is not installed: pip install 'tramontane[serve]'"
-        ) from None
-    return serving
 
 
 def _told(job: Callable[[], int]) -> int:

@@ -18,12 +18,14 @@ from tramontane.protos import serving_pb2 as pb
 FINISH_REASONS = {EndReason.STOP_TOKEN: pb.STOP_TOKEN, EndReason.LENGTH: pb.LENGTH}
 FAILURES = {
     EndReason.REFUSED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    EndReason.IMPOSSIBLE: grpc.StatusCode.INVALID_ARGUMENT,
     EndReason.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
     EndReason.BROKEN: grpc.StatusCode.UNAVAILABLE,
     EndReason.NOT_FINITE: grpc.StatusCode.INTERNAL,
 }
 FAILURE_SENTENCES = {
     EndReason.REFUSED: "the waiting queue is full",
+    EndReason.IMPOSSIBLE: "the request could not run even alone",
     EndReason.DEADLINE: "the deadline passed",
     EndReason.BROKEN: "the pipeline broke",
     EndReason.NOT_FINITE: "the model's logits for this request held NaN or infinity",

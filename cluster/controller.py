@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tramontane.cluster.parts import GatewayControl, Platform, RouterControl, StageControl
+from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import ServiceSpec, gateway_name, router_name, stage_name
 from tramontane.cluster.stats import ProcessFacts, ServiceStats
 from tramontane.cluster.worker import LoadedStage
@@ -27,7 +28,7 @@ PROGRESS_PERIOD_S = 0.2
 ROOM_REMINDER_S = 30.0
 
 
-class Phase(StrEnum):
+class ServicePhase(StrEnum):
     """Where the service stands."""
 
     STARTING = "starting"
@@ -42,7 +43,7 @@ class Phase(StrEnum):
 class Status:
     """What an operator sees."""
 
-    phase: Phase
+    phase: ServicePhase
     detail: str
     """One line: what is lacking, what broke; empty where there is nothing to add."""
     fraction: float
@@ -60,11 +61,10 @@ class Controller:
         self._spec = spec
         self._platform = platform
         self._process_facts = process_facts
-        self._status = Status(phase=Phase.STARTING, detail="", fraction=0.0, port=0, version="")
+        self._status = Status(phase=ServicePhase.STARTING, detail="", fraction=0.0, port=0, version="")
         self._gateway: GatewayControl | None = None
         self._router: RouterControl | None = None
         self._stages: list[StageControl] = []
-        self._generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def status(self) -> Status:
@@ -79,11 +79,11 @@ class Controller:
             raise
         except Exception as error:
             log.exception("the service did not come up")
-            await self._break(f"{_one_line(error)}")
+            await self._break(one_line(error))
 
     async def stop(self) -> None:
         """End all parts: the gateway first, so that streams in flight get their status."""
-        self._say(phase=Phase.STOPPED)
+        self._say(phase=ServicePhase.STOPPED)
         for task in self._tasks:
             task.cancel()
         if self._gateway is not None:
@@ -125,22 +125,22 @@ class Controller:
 
         self._router = await self._platform.router(router_name(0), self._stages)
         address = await self._router.bind()
-        self._generation += 1
-        await self._gateway.set_routes(self._generation, [(router_name(0), address)])
-        self._say(phase=Phase.READY, version=version, fraction=1.0)
+        generation = 1 + await self._gateway.generation()
+        await self._gateway.set_routes(generation, [(router_name(0), address)])
+        self._say(phase=ServicePhase.READY, version=version, fraction=1.0)
         self._watch(self._router.broken, "pipeline 0")
         log.info("service %s ready, version %s", self._spec.name, version)
 
     async def _wait_for_room(self) -> None:
         await self._platform.reserve(0)
-        self._say(phase=Phase.WAITING)
+        self._say(phase=ServicePhase.WAITING)
         for reminder in itertools.count(1):
             lacking = await self._platform.room(0, ROOM_REMINDER_S)
             if not lacking:
                 break
             self._say(detail=f"{lacking}; waiting for {reminder * ROOM_REMINDER_S:.0f} s")
             log.warning("%s", self._status.detail)
-        self._say(phase=Phase.LOADING, detail="")
+        self._say(phase=ServicePhase.LOADING, detail="")
 
     async def _load(self) -> list[LoadedStage]:
         """Load all stages side by side, and say how far they are."""
@@ -161,7 +161,7 @@ class Controller:
             try:
                 reason = await gone()
             except Exception as error:
-                reason = _one_line(error)
+                reason = one_line(error)
             await self._break(f"{part}: {reason}")
 
         task = asyncio.get_running_loop().create_task(watch())
@@ -169,10 +169,10 @@ class Controller:
         task.add_done_callback(self._tasks.discard)
 
     async def _break(self, reason: str) -> None:
-        if self._status.phase in (Phase.STOPPED, Phase.BROKEN):
+        if self._status.phase in (ServicePhase.STOPPED, ServicePhase.BROKEN):
             return
         log.error("not serving: %s", reason)
-        self._say(phase=Phase.BROKEN, detail=reason)
+        self._say(phase=ServicePhase.BROKEN, detail=reason)
         if self._gateway is not None:
             await _quietly(self._gateway.set_unavailable(reason))
 
@@ -197,16 +197,9 @@ def version_of(spec: ServiceSpec, loaded: Sequence[LoadedStage]) -> str:
     )
 
 
-def _one_line(error: BaseException) -> str:
-    """An error as one line; of one that Ray brought from another process, its cause's."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
-
-
 async def _quietly(call: Awaitable[None]) -> None:
     """A part that is already gone must not stop the rest from ending."""
     try:
         await call
     except Exception as error:
-        log.info("a part did not answer: %s", _one_line(error))
+        log.info("a part did not answer: %s", one_line(error))

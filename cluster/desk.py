@@ -131,8 +131,7 @@ class Desk:
         for peer, rows in batches.items():
             peer.post(_tokens(rows))
         for ticket, reason in ends:
-            detail = "the model's logits held NaN or infinity" if reason is EndReason.NOT_FINITE else ""
-            self._end(ticket, reason, detail)
+            self._end(ticket, reason, "")
 
     def break_all(self, reason: str) -> None:
         """The pipeline is gone: every request ends, and so will all that come."""
@@ -168,8 +167,11 @@ class Desk:
             return
         try:
             self._scheduler.add(Sequence.from_submit(ticket.sequence, submit))
-        except (QueueFull, ValueError) as error:
+        except QueueFull as error:
             self._end(ticket, EndReason.REFUSED, str(error))
+            return
+        except ValueError as error:
+            self._end(ticket, EndReason.IMPOSSIBLE, str(error))
             return
         if submit.remaining_ms is not None:
             delay_s = max(submit.remaining_ms, 0.0) / 1e3

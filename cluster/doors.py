@@ -36,6 +36,15 @@ class Address:
     """TCP; 0 means that this door does not exist."""
 
 
+def host_port(host: str, port: int) -> str:
+    """As it is written in addresses.
+
+    >>> host_port("::1", 50051)
+    '[::1]:50051'
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def listen_unix(path: Path) -> socket.socket:
     """A listening unix socket. The folder is created if it is not there; what a dead process left behind is replaced.
 

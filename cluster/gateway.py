@@ -17,8 +17,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tramontane.cluster.doors import host_port
 from tramontane.cluster.health import Health
-from tramontane.cluster.interceptors import Door
+from tramontane.cluster.interceptors import RequestGuard
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.served_model import ServedModel
@@ -59,18 +60,23 @@ class Gateway:
         await _check_port(host, port)
         # grpc lets up to twice the limit in, so that who sent too much hears it from the interceptor, with numbers.
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * self._request_limit_bytes)]
-        server = grpc.aio.server(interceptors=[Door(self._request_limit_bytes)], options=options)
+        server = grpc.aio.server(interceptors=[RequestGuard(self._request_limit_bytes)], options=options)
         pb_grpc.add_ServingServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
         try:
-            bound = server.add_insecure_port(_target(host, port))
+            bound = server.add_insecure_port(host_port(host, port))
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {_target(host, port)}: {error}") from error
+            raise OSError(f"cannot listen on {host_port(host, port)}: {error}") from error
         await server.start()
         self._server = server
-        log.info("%s listens on %s", self._name, _target(host, bound))
+        log.info("%s listens on %s", self._name, host_port(host, bound))
         return bound
+
+    @property
+    def generation(self) -> int:
+        """Of the route table; below 0 before there is one."""
+        return self._offer.generation
 
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
@@ -114,10 +120,6 @@ class Gateway:
         self._health.changed()
 
 
-def _target(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 async def _check_port(host: str, port: int) -> None:
     """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr."""
     try:
@@ -128,4 +130,4 @@ async def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise OSError(f"cannot listen on {_target(host, port)}: {error.strerror or error}") from error
+        raise OSError(f"cannot listen on {host_port(host, port)}: {error.strerror or error}") from error

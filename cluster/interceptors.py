@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Parses requests itself, since grpc tells a client whose bytes are no message UNKNOWN and a Python class's name.
 
     An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.

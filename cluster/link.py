@@ -20,8 +20,6 @@ from tramontane.cluster.frames import FrameError, Message
 from tramontane.cluster.messages import Heartbeat, Role
 from tramontane.stages.microbatch import Microbatch
 
-__all__ = ["Address", "Inbox", "Link", "LinkClosed"]
-
 Inbox: TypeAlias = Callable[[Microbatch, int], memoryview]
 """Hands out the bytes into which a Microbatch's rows are received; the frame has so many."""
 

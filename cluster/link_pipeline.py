@@ -12,6 +12,7 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
 from tramontane.cluster.pipeline import Receiver, broken_end
+from tramontane.cluster.reasons import one_line
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class LinkPipeline:
             self._break(f"link to {self._name}: {error}")
         except Exception as error:
             log.exception("pipeline %s failed", self._name)
-            self._break(f"{type(error).__name__}: {error}")
+            self._break(one_line(error))
 
     def _close_if_idle(self) -> None:
         if self._retired and not self._open:

@@ -30,14 +30,19 @@ class EndReason(StrEnum):
     """How the router ended a request. Stop strings are the gateway's business: it cancels when it has seen one."""
 
     STOP_TOKEN = "stop_token"  # noqa: S105  (not a password)
+    """One of `Submit.stop_ids` was generated."""
     LENGTH = "length"
+    """`Submit.max_tokens` is reached."""
     REFUSED = "refused"
     """The waiting queue is full; no stage worked for it."""
+    IMPOSSIBLE = "impossible"
+    """It could not run even in an empty pipeline."""
     DEADLINE = "deadline"
+    """`Submit.remaining_ms` are over."""
     BROKEN = "broken"
     """A part of the pipeline died."""
     NOT_FINITE = "not_finite"
-    """The model's logits for this request held NaN or infinity."""
+    """The model's logits for this request held NaN or infinity, or every id was banned."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,6 +50,7 @@ class Challenge:
     """The listener's first frame on every link."""
 
     protocol: int
+    """`PROTOCOL` as the listener knows it."""
     nonce: bytes
     """32 random bytes; the dialler's proof is their HMAC."""
 
@@ -54,7 +60,9 @@ class Hello:
     """The dialler's answer."""
 
     protocol: int
+    """`PROTOCOL` as the dialler knows it."""
     role: Role
+    """What the dialler is."""
     name: str
     """`router-0`, `stage-0.1`, `gateway-0`; for the log."""
     epoch: int
@@ -72,18 +80,25 @@ class Submit:
     request_id: str
     """The user's name for it, for logs."""
     tokens: Int32Array
-    """The prompt. [1 .. context)"""
+    """Ids of the prompt. [1 .. context)"""
     max_tokens: int
+    """Tokens to generate at most; with the prompt no more than the context."""
     min_tokens: int
+    """Until so many tokens are generated, none of `stop_ids` is sampled; 0 is off."""
     stop_ids: Int32Array
     """Ids that end it, EOS included unless the user ignores it."""
     temperature: float
+    """0 is greedy, and ignores the filters."""
     top_k: int
+    """0 is off."""
     top_p: float
+    """1 is off."""
     min_p: float
+    """0 is off."""
     seed: int
+    """With a token's position, all that its noise depends on; unsigned, 64 bits."""
     remaining_ms: float | None
-    """Time left until its deadline, or None."""
+    """Milliseconds left until its deadline when the gateway sent this, or None."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,6 +106,7 @@ class Cancel:
     """The user left, or the gateway has seen a stop string: free everything, answer nothing."""
 
     request: int
+    """`Submit.request`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,10 +114,13 @@ class Tokens:
     """New tokens of the requests of one gateway, all from one step. N of them, at most one a request."""
 
     request: Int64Array
+    """`Submit.request` of the request that each token belongs to. [N]"""
     offset: Int32Array
-    """Place of the token in its completion."""
+    """Place of each token in its completion, from 0. [N]"""
     token: Int32Array
+    """The id that was chosen. [N]"""
     log_probability: Float32Array
+    """Its natural log probability under the model's own softmax, before temperature and filters. [N]"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,12 +128,17 @@ class Finished:
     """A request has ended; no message about it follows. Sent after its last Tokens."""
 
     request: int
+    """`Submit.request`."""
     reason: EndReason
     detail: str
     """For the user, where the reason is an error; else empty."""
     queue_ms: float
+    """Milliseconds by the router's clock, as the next two: from its Submit until the first microbatch with a token of
+    it left. What has not begun when it ends counts up to the end here, and as 0 in what would follow."""
     prefill_ms: float
+    """From then until its first token was back from the last stage."""
     decode_ms: float
+    """From the first token to the last; 0 where there is only one."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -38,6 +38,11 @@ class Offer:
         return [pipeline for pipeline in self._pipelines if not pipeline.broken.done()]
 
     @property
+    def generation(self) -> int:
+        """Of the route table; below 0 before there is one."""
+        return self._generation
+
+    @property
     def serving(self) -> bool:
         """A request would be taken now."""
         return self.model is not None and bool(self.whole) and not self._draining

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tramontane.cluster.link import Address
+from tramontane.cluster.doors import Address
 from tramontane.cluster.stats import ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
 
@@ -50,6 +50,10 @@ class GatewayControl(Protocol):
 
     async def start(self) -> int:
         """Open the port; answers which."""
+        ...
+
+    async def generation(self) -> int:
+        """Of its route table; below 0 before there is one."""
         ...
 
     async def set_loading(self, fraction: float) -> None:

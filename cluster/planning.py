@@ -50,7 +50,7 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
     Raises:
         ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
     """
-    model_dir = (options.model_dir or EMBEDDED).resolve()
+    model_dir = (options.model_dir or EMBEDDED).absolute()
     config = ModelConfig.load(model_dir)
     spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
     if options.split and options.stages not in (1, len(options.split)):
@@ -62,7 +62,10 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
     if context > config.context:
         raise ValueError(f"max-context is {context}; the checkpoint's context is {config.context}")
     window = config.smallest_window
-    chunk = min(options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK), context, options.max_batch_tokens)
+    most = min(context, options.max_batch_tokens)
+    chunk = options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK, most)
+    if chunk > most:
+        raise ValueError(f"chunk is {chunk}; the context is {context}, and max-batch-tokens {options.max_batch_tokens}")
     dtype = options.dtype or config.dtype
     layout = plan_kv(
         config,

@@ -16,8 +16,10 @@ from typing import Protocol
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.desk import Desk
-from tramontane.cluster.link import Address, LinkClosed
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Hello, Role
+from tramontane.cluster.reasons import one_line
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.stats import RouterCounters
 from tramontane.stages.kv_layout import KVLayout
@@ -29,7 +31,7 @@ BIND_TIMEOUT_S = 30.0
 
 
 class StagePort(Protocol):
-    """A stage worker seen from its router; the controller's view of it is `controller.StageControl`."""
+    """A stage worker seen from its router; the controller's view of it is `parts.StageControl`."""
 
     async def address(self) -> Address:
         """Where upstream dials."""
@@ -138,6 +140,11 @@ class Router:
         """Where gateways may dial."""
         return self._listener.address
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pipeline has broken; it will not serve again."""
+        return self._broken.done()
+
     async def broken(self) -> str:
         """Wait until the pipeline has broken; the reason as one line."""
         return await asyncio.shield(self._broken)
@@ -198,7 +205,7 @@ class Router:
         try:
             reason = await run
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+            reason = one_line(error)
         self._break(f"stage {index}: {reason}")
 
     async def _on_link(self, link: AsyncLink, hello: Hello) -> None:
@@ -217,7 +224,7 @@ class Router:
                 await job
             except Exception as error:  # a mistake of ours: say so and end requests rather than leave them waiting
                 log.exception("%s failed", self._name)
-                self._break(f"{type(error).__name__}: {error}")
+                self._break(one_line(error))
 
         self._tasks.append(asyncio.get_running_loop().create_task(run()))
 

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import click
 
-from tramontane.cluster.controller import Phase, Status
+from tramontane.cluster.controller import ServicePhase, Status
+from tramontane.cluster.doors import host_port
 from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
@@ -135,25 +136,24 @@ def _follow(controller: Any, spec: ServiceSpec, ending: threading.Event, *, owns
             continue
         line = _line(status, spec)
         if line and line != said:
-            click.echo(line, err=status.phase is Phase.BROKEN)
+            click.echo(line, err=status.phase is ServicePhase.BROKEN)
             said = line
-        if status.phase is Phase.READY:
+        if status.phase is ServicePhase.READY:
             return True
-        if status.phase is Phase.BROKEN or (status.phase is Phase.WAITING and status.detail and owns_ray):
+        if status.phase is ServicePhase.BROKEN or (status.phase is ServicePhase.WAITING and status.detail and owns_ray):
             return False
     return False
 
 
 def _line(status: Status, spec: ServiceSpec) -> str:
     match status.phase:
-        case Phase.WAITING:
+        case ServicePhase.WAITING:
             return status.detail
-        case Phase.LOADING:
+        case ServicePhase.LOADING:
             return f"loading, {math.floor(status.fraction * 10) * 10} %"
-        case Phase.READY:
-            host = f"[{spec.host}]" if ":" in spec.host else spec.host
-            return f"ready: {spec.name} on {host}:{status.port}"
-        case Phase.BROKEN:
+        case ServicePhase.READY:
+            return f"ready: {spec.name} on {host_port(spec.host, status.port)}"
+        case ServicePhase.BROKEN:
             return f"not serving: {status.detail}"
         case _ if status.port:
             return f"listening on port {status.port}"
@@ -165,7 +165,7 @@ def _hold(controller: Any, ending: threading.Event) -> bool:
     whole = True
     while not ending.wait(POLL_S * 5):
         status = _status(controller)
-        if status is not None and status.phase is Phase.BROKEN and whole:
+        if status is not None and status.phase is ServicePhase.BROKEN and whole:
             click.echo(f"not serving: {status.detail}", err=True)
             whole = False
     return whole

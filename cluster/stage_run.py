@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 
 from tramontane.cluster.channel import Channel, ChannelClosed
 from tramontane.cluster.link import Link, LinkClosed
+from tramontane.cluster.reasons import one_line
 from tramontane.stages.microbatch import Microbatch, StepResult
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class StageRun:
             output = self._stage.step(microbatch)
         except Exception as error:
             log.exception("%s failed at epoch %d, step %d", self._name, microbatch.epoch, microbatch.step)
-            self.end(f"step {microbatch.step}: {_line(error)}")
+            self.end(f"step {microbatch.step}: {one_line(error)}")
             raise ChannelClosed from None
         self._leaving.put((microbatch, output))
 
@@ -174,12 +175,8 @@ class StageRun:
                 pass
             except Exception as error:  # a mistake of ours must not leave the other threads waiting
                 log.exception("%s failed at epoch %d", self._name, self.epoch)
-                self.end(_line(error))
+                self.end(one_line(error))
 
         thread = threading.Thread(target=guarded, name=f"{self._name} {job.__name__.strip('_')}", daemon=True)
         thread.start()
         return thread
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

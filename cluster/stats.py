@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from tramontane.stages.counters import StageStats
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessFacts:
@@ -19,21 +21,19 @@ class ProcessFacts:
     node: str
     """Ray's id of its node."""
     pid: int
+    """The operating system's number for it, on its node."""
     start_time_s: float
-    """Seconds since 1970."""
+    """Seconds since 1970, by its node's clock."""
     cpu_s: float
-    """User and system time since then."""
+    """Seconds of user and system CPU time since then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageCounters:
-    """What a stage has done since it was loaded."""
+class StageCounters(StageStats):
+    """What a stage has done since it was loaded, and which one it is."""
 
     name: str
     """`0.1` is stage 1 of replica 0."""
-    busy_ns: int
-    steps: int
-    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +41,27 @@ class RouterCounters:
     """What a router has done since it started, and how full it is."""
 
     name: str
+    """`0` is the router of replica 0."""
     microbatches: int
+    """Sent to stage 0 since the start."""
     tokens: int
+    """Their rows: prompts, decode and what was computed again after a preemption."""
     prompt_tokens: int
+    """Tokens of the prompts whose first token has been chosen, each prompt once."""
     completion_tokens: int
+    """Tokens generated, the ones that ended completions included."""
     preemptions: int
+    """Times that a sequence's blocks were taken back, to be computed again later."""
     waiting: int
+    """Sequences that wait to be admitted now, the preempted included."""
     running: int
+    """Sequences that are admitted now."""
     in_flight_microbatches: int
+    """Microbatches sent whose results are not back now."""
     kv_blocks_used: tuple[int, ...]
-    """One entry a window class."""
+    """KV blocks that sequences hold now, one entry a window class."""
     kv_blocks_total: tuple[int, ...]
+    """KV blocks that there are, one entry a window class."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
+from tramontane.stages.checkpoint import check_tokenizer_size
 from tramontane.stages.config import ModelConfig
 
 FILE_NAME = "tokenizer.model"
@@ -58,8 +59,7 @@ class Tokenizer:
             tokenizer = cls(path.read_bytes(), bos_id=config.bos_id)
         except Exception as error:  # SentencePiece and protobuf raise several unrelated classes
             raise ValueError(f"{path}: not a SentencePiece model: {error}") from error
-        if tokenizer.size > config.vocab:
-            raise ValueError(f"{path}: has {tokenizer.size} ids, and the embedding has {config.vocab} rows")
+        check_tokenizer_size(tokenizer.size, config, path)
         if tokenizer.bos_id is not None and tokenizer.bos_id >= config.vocab:
             raise ValueError(f"bos_token_id is {tokenizer.bos_id}, and the vocabulary has {config.vocab} ids")
         return tokenizer

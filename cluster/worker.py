@@ -14,32 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tramontane.cluster.link import Address, Link
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.stage_run import StageRun, Steps
 from tramontane.cluster.stats import StageCounters
+from tramontane.stages.counters import StageStats
 from tramontane.stages.kv_layout import KVLayout
 
 log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT_S = 10.0
-
-
-class Counters(Protocol):
-    """What a stage has done since it was loaded."""
-
-    @property
-    def busy_ns(self) -> int:
-        """Time inside steps."""
-
-    @property
-    def steps(self) -> int:
-        """Microbatches."""
-
-    @property
-    def tokens(self) -> int:
-        """Their rows."""
 
 
 class Stage(Steps, Protocol):
@@ -58,7 +44,7 @@ class Stage(Steps, Protocol):
         """See `LoadedStage`."""
 
     @property
-    def stats(self) -> Counters:
+    def stats(self) -> StageStats:
         """Since it was loaded."""
 
     def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int) -> None:
@@ -106,6 +92,7 @@ class StageWorker:
         self._secret = secret
         self._stage: Stage | None = None
         self._progress = 0.0
+        self._loading = threading.Lock()
         self._binding = threading.Lock()
         """One bind at a time."""
         self._changed = threading.Condition()
@@ -124,10 +111,11 @@ class StageWorker:
 
     def load(self) -> LoadedStage:
         """Load the stage, once; long, with `progress` to be read meanwhile."""
-        if self._stage is None:
-            self._stage = self._load_stage(self._set_progress)
-            self._progress = 1.0
-            log.info("%s is loaded", self._name)
+        with self._loading:  # a restarted controller asks again
+            if self._stage is None:
+                self._stage = self._load_stage(self._set_progress)
+                self._progress = 1.0
+                log.info("%s is loaded", self._name)
         stage = self._stage
         return LoadedStage(stage.digests, stage.numerics, stage.row_invariant)
 
@@ -196,11 +184,9 @@ class StageWorker:
 
     def stats(self) -> StageCounters:
         """Counters since the stage was loaded."""
+        done = StageStats() if self._stage is None else self._stage.stats
         name = self._name.removeprefix("stage-")
-        if self._stage is None:
-            return StageCounters(name=name, busy_ns=0, steps=0, tokens=0)
-        counters = self._stage.stats
-        return StageCounters(name=name, busy_ns=counters.busy_ns, steps=counters.steps, tokens=counters.tokens)
+        return StageCounters(name=name, busy_ns=done.busy_ns, steps=done.steps, tokens=done.tokens)
 
     def close(self) -> None:
         """End a run, wait for it, and free the sockets."""

@@ -68,6 +68,11 @@ class Checkpoint:
                 )
         return cls(config, tensors, names)
 
+    @property
+    def dtype(self) -> str:
+        """What all the tensors are stored in: `float32` or `bfloat16`, whatever `config.json` says."""
+        return self.tensors[self.slots[Slot("embedding")]].dtype
+
     def owned(self, span: range) -> tuple[str, ...]:
         """The tensors that a stage of these layers reads: a tied embedding belongs to the first and the last stage."""
         first, last = span.start == 0, span.stop == self.config.layers
@@ -107,7 +112,7 @@ def check_tokenizer_size(ids: int, config: ModelConfig, tokenizer: Path) -> None
     """
     if ids > config.vocab:
         name = tensor_name(Slot("embedding"), config)
-        raise ValueError(f"{tokenizer}: has {ids} ids, and tensor {name} only {config.vocab} rows")
+        raise ValueError(f"{tokenizer}: has {ids} ids, and the embedding has {config.vocab} rows (tensor {name})")
 
 
 def _and_more(names: Sequence[object]) -> str:

@@ -51,6 +51,7 @@ class ModelConfig:
     experts_per_token: int
     windows: tuple[int | None, ...]
     context: int
+    """Positions that the model was made for, prompt and completion together (`max_position_embeddings`)."""
     rope_theta: float
     norm_eps: float
     tied: bool

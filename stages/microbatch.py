@@ -126,7 +126,8 @@ class StepResult:
     log_probability: Float32Array
     """Its natural log probability under the model's own softmax, before temperature and filters. [M]"""
     finite: BoolArray
-    """False where the row's logits held NaN or infinity: its token means nothing, and its request must fail. [M]"""
+    """False where the row's logits held NaN or infinity, or every id was banned: its token means nothing, and its
+    request must fail. [M]"""
     score: Float32Array
     """Natural log probability of each scored row's target. [K]"""
 

@@ -30,12 +30,12 @@ def sample(
     position_M: Int32Array,
     sampleable_ids: int,
 ) -> tuple[Int32Array, Float32Array, BoolArray]:
-    """Token, its log probability, and whether the row was usable, for each row. [M] each
+    """`StepResult`'s token, log_probability and finite for each row. [M] each
 
     `position_M` is the absolute position that the sampled token will have. Ids from `sampleable_ids` on are never
     chosen and carry no probability. The log probability is that under the model's own softmax: temperature 1, no
-    filters, nothing banned. A row whose logits hold NaN or infinity, or whose ids are all banned, is not usable: its
-    token is 0 and its log probability 0.
+    filters, nothing banned. A row whose logits hold NaN or infinity, or whose ids are all banned, has no token to
+    choose: its `finite` is False, its token 0 and its log probability 0.
     """
     logits_MI = logits_MV[:, :sampleable_ids].float()
     usable_M = logits_MI.abs().amax(-1) < torch.inf

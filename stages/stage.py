@@ -5,7 +5,7 @@
     inbox     where the rows of the next microbatch are received            (not on the first stage)
     step      embed or enter -> my blocks -> rows for the next stage, or norm, head, sampler -> StepResult
 
-Letters: T rows of the microbatch, D model dim, M sampled rows, K scored rows, V vocabulary.
+Letters: T rows of the microbatch, D model dim, M some rows, N rows that are sampled or scored, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,39 +13,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.counters import StageStats
 from tramontane.stages.identity import numerics_id
 from tramontane.stages.inbox import Inbox
 from tramontane.stages.kernels import Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
 from tramontane.stages.microbatch import Microbatch, StepResult
-from tramontane.stages.sampler import sample, score
+from tramontane.stages.result import asked_rows, choose
 from tramontane.stages.weights import TORCH_DTYPES, WeightReader
 
-logger = logging.getLogger(__name__)
-
-NO_SCORES = np.empty(0, np.float32)
-
-
-@dataclass(frozen=True)
-class StageStats:
-    """Counters since the stage was loaded; readers subtract two."""
-
-    busy_ns: int = 0
-    """Time inside `step`."""
-    steps: int = 0
-    tokens: int = 0
-    """Rows stepped through."""
-
+log = logging.getLogger(__name__)
 
 class Stage:
     """Some consecutive layers of a model, with the embedding at the first and the head at the last stage.
@@ -124,7 +109,7 @@ class Stage:
             sampleable_ids=min(sampleable_ids or config.vocab, config.vocab),
         )
         assert not reader.unread, f"tensors of layers {span} that nobody read: {reader.unread}"
-        logger.info("layers %d to %d of %s loaded: %s", span.start, span.stop - 1, model_dir.name, stage.numerics)
+        log.info("layers %d to %d of %s loaded: %s", span.start, span.stop - 1, model_dir.name, stage.numerics)
         return stage
 
     @property
@@ -190,12 +175,7 @@ class Stage:
         with torch.inference_mode():
             rows_TD = self.forward(microbatch)
             answer = self._result(microbatch, rows_TD) if self.is_last else self._bytes(rows_TD)
-        done = self.stats
-        self.stats = StageStats(
-            busy_ns=done.busy_ns + time.perf_counter_ns() - begin,
-            steps=done.steps + 1,
-            tokens=done.tokens + len(microbatch.tokens),
-        )
+        self.stats = self.stats.after_step(time.perf_counter_ns() - begin, len(microbatch.tokens))
         return answer
 
     @torch.inference_mode()
@@ -243,24 +223,13 @@ class Stage:
         return self._kernels.enter(rows_TD)
 
     def _bytes(self, rows_TD: Tensor) -> memoryview:
+        """The rows as they travel, in memory of their own: T x D values of the model's dtype."""
         return self._kernels.leave(rows_TD).view(torch.uint8).numpy().data.cast("B")
 
     def _result(self, microbatch: Microbatch, rows_TD: Tensor) -> StepResult:
-        sampled, scored = microbatch.sampled, microbatch.scored
-        wanted = np.concatenate([sampled.row, scored.row]).astype(np.int64)
-        count = len(sampled.row)
-        if len(wanted):
-            logits_MV = self.logits(rows_TD[torch.from_numpy(wanted).to(rows_TD.device)])
+        asked = torch.from_numpy(asked_rows(microbatch)).to(rows_TD.device)
+        if len(asked):
+            logits_NV = self.logits(rows_TD[asked])
         else:
-            logits_MV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
-        position_M = microbatch.position[sampled.row] + 1
-        token, log_probability, finite = sample(logits_MV[:count], sampled, position_M, self._sampleable_ids)
-        scores = score(logits_MV[count:], scored.target, self._sampleable_ids) if len(scored.row) else NO_SCORES
-        return StepResult(
-            epoch=microbatch.epoch,
-            step=microbatch.step,
-            token=token,
-            log_probability=log_probability,
-            finite=finite,
-            score=scores,
-        )
+            logits_NV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
+        return choose(microbatch, logits_NV, self._sampleable_ids)

@@ -65,19 +65,16 @@ class WeightReader:
         self._dtype = TORCH_DTYPES[dtype]
         self._on_progress = on_progress
         self._files: dict[Path, Any] = {}
-        self._owned = [checkpoint.tensors[name] for name in checkpoint.owned(span)]
-        self._total = self._left = sum(tensor.size for tensor in self._owned)
-        self._unread = {tensor.name: tensor.size for tensor in self._owned}
+        self._unread = {name: checkpoint.tensors[name].size for name in checkpoint.owned(span)}
+        self._total = self._left = sum(self._unread.values())
+        self.digests: dict[str, bytes] = {}
+        """SHA-256 over name, dtype, shape, first and last 4 KiB of each tensor read so far, by name; once all are read,
+        of each that this stage owns."""
 
     @property
     def unread(self) -> tuple[str, ...]:
         """The tensors of this stage that nobody has asked for yet; none when the stage is complete."""
         return tuple(self._unread)
-
-    @property
-    def digests(self) -> dict[str, bytes]:
-        """SHA-256 over name, dtype, shape, first and last 4 KiB of each tensor that this stage owns."""
-        return {tensor.name: _digest(tensor) for tensor in self._owned}
 
     def embedding(self) -> Tensor:
         """[V, D], in memory of its own."""
@@ -126,17 +123,16 @@ class WeightReader:
             # Maps the file; pages come from disk when they are touched.
             self._files[tensor.file] = safe_open(tensor.file, framework="pt")
         values: Tensor = self._files[tensor.file].get_tensor(tensor.name)
+        if tensor.name not in self.digests:
+            self.digests[tensor.name] = _digest(tensor, values)
         self._left -= self._unread.pop(tensor.name, 0)
         self._on_progress(1.0 - self._left / self._total)
         return values.to(self._dtype)
 
 
-def _digest(tensor: TensorInfo) -> bytes:
-    edge = min(DIGESTED_BYTES, tensor.size)
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.start)
-        first = stream.read(edge)
-        stream.seek(tensor.start + tensor.size - edge)
-        last = stream.read(edge)
+def _digest(tensor: TensorInfo, values: Tensor) -> bytes:
+    """Over the mapped bytes themselves, so that it tells of just what the stage computes with."""
+    content = values.reshape(-1).view(torch.uint8)
+    first, last = content[:DIGESTED_BYTES], content[-DIGESTED_BYTES:]
     about = f"{tensor.name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode()
-    return hashlib.sha256(about + first + last).digest()
+    return hashlib.sha256(about + first.numpy().tobytes() + last.numpy().tobytes()).digest()

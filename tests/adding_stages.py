@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from wires import DEADLINE_S, FAR, NEAR, dial, in_thread, listening, socket_folder
 
-from tramontane.cluster.link import Address, Link
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import Link
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult

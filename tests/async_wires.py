@@ -10,7 +10,7 @@ from pathlib import Path
 from wires import DEADLINE_S, NEAR, greet, raw_dial
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
-from tramontane.cluster.link import Address
+from tramontane.cluster.doors import Address
 from tramontane.cluster.messages import Hello, Role
 
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_server import FakeServer
 from service import Service
+
+from tramontane.client import Client
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 
@@ -14,6 +17,19 @@ EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 @pytest.fixture(scope="session")
 def embedded_dir() -> Path:
     return EMBEDDED
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A server that counts, for the client library and its command line."""
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.target) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,10 @@ def layout_of(
     )
 
 
+def prompt_of(length: int, start: int = 0) -> list[int]:
+    return [(start + index * 7) % POISON for index in range(length)]
+
+
 def see(tokens: list[int], windows: tuple[int | None, ...]) -> Seen:
     """What the last of these tokens sees."""
     return [tokens if window is None else tokens[-window:] for window in windows]

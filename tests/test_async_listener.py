@@ -24,7 +24,8 @@ from wires import (
 
 from tramontane.cluster import async_link, frames, handshake
 from tramontane.cluster.async_link import AsyncLink
-from tramontane.cluster.link import Address, LinkClosed
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import PROTOCOL, Cancel, Hello, Role
 
 SECRET = b"correct horse battery staple"

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import FakeServer, count_up, events, hold, refuse
+from fake_server import count_up, events, hold, refuse
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
@@ -21,12 +21,6 @@ from tramontane import __version__
 from tramontane.client.cli import main
 
 TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import fake_server
 import pytest
-from fake_server import FakeServer, events, finished, hold, started
+from fake_server import events, finished, hold, started
 
 from tramontane.client import (
     AsyncClient,
@@ -24,18 +24,6 @@ from tramontane.client import (
 from tramontane.protos import serving_pb2
 
 Event = serving_pb2.GenerateEvent
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server):
-    with Client(server.target) as connected:
-        yield connected
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -21,12 +21,6 @@ from tramontane.protos import serving_pb2
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
-
-
 def peers(server: FakeServer) -> Counter[str]:
     return Counter(seen.peer for seen in server.generated)
 

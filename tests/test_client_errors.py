@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 import pytest
-from fake_server import FakeServer, delta, events, finished, refuse, started
+from fake_server import delta, events, finished, refuse, started
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 
@@ -23,18 +23,6 @@ from tramontane.client import (
 from tramontane.protos import serving_pb2
 
 Event = serving_pb2.GenerateEvent
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server):
-    with Client(server.target) as connected:
-        yield connected
 
 
 STATUSES = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from models import make_checkpoint
 
-from tramontane.cluster.controller import Controller, Phase
-from tramontane.cluster.link import Address
+from tramontane.cluster.controller import Controller, ServicePhase
+from tramontane.cluster.doors import Address
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
@@ -99,6 +99,9 @@ class FakeGateway:
         self.platform.log.append("listen")
         return 4242
 
+    async def generation(self):
+        return 4
+
     async def set_loading(self, fraction):
         self.platform.log.append(f"loading {fraction}")
 
@@ -162,10 +165,10 @@ async def started(spec) -> tuple[Controller, FakePlatform, asyncio.Task]:
 
 async def test_the_service_comes_up_in_order(spec) -> None:
     controller, platform, _ = await started(spec)
-    await until(lambda: controller.status().phase is Phase.LOADING and "loading 0.5" in platform.log)
+    await until(lambda: controller.status().phase is ServicePhase.LOADING and "loading 0.5" in platform.log)
     assert controller.status().port == 4242
     platform.loaded.set()
-    await until(lambda: controller.status().phase is Phase.READY)
+    await until(lambda: controller.status().phase is ServicePhase.READY)
     log = [entry for entry in platform.log if not entry.startswith("loading")]
     assert log == [
         "create gateway-0",
@@ -176,18 +179,18 @@ async def test_the_service_comes_up_in_order(spec) -> None:
         "model 64 True",
         "create router-0 over 2",
         "bind",
-        f"routes 1 {[('router-0', ADDRESS)]}",
+        f"routes 5 {[('router-0', ADDRESS)]}",
     ]
     await controller.stop()
     assert platform.log[-2:] == ["close gateway", "end"]
-    assert controller.status().phase is Phase.STOPPED
+    assert controller.status().phase is ServicePhase.STOPPED
 
 
 async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
     controller, _platform, _ = await started(spec)
     said = set()
     async with asyncio.timeout(10):
-        while controller.status().phase is not Phase.LOADING:
+        while controller.status().phase is not ServicePhase.LOADING:
             said.add(controller.status().detail)
             await asyncio.sleep(0)
     assert "no room: 2 CPU are missing; waiting for 30 s" in said
@@ -200,9 +203,9 @@ async def test_a_stage_that_cannot_load_is_named(spec) -> None:
     platform.load_fails = True
     platform.loaded.set()
     await run
-    assert controller.status().phase is Phase.BROKEN
-    assert controller.status().detail == "tensor model.norm.weight is missing"
-    assert platform.log[-1] == "unavailable: tensor model.norm.weight is missing"
+    assert controller.status().phase is ServicePhase.BROKEN
+    assert controller.status().detail == "ValueError: tensor model.norm.weight is missing"
+    assert platform.log[-1] == "unavailable: ValueError: tensor model.norm.weight is missing"
     await controller.stop()
 
 
@@ -210,9 +213,9 @@ async def test_a_stage_that_cannot_load_is_named(spec) -> None:
 async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
     controller, platform, _ = await started(spec)
     platform.loaded.set()
-    await until(lambda: controller.status().phase is Phase.READY)
+    await until(lambda: controller.status().phase is ServicePhase.READY)
     getattr(platform, part).set_result("killed")
-    await until(lambda: controller.status().phase is Phase.BROKEN)
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert "killed" in controller.status().detail
     assert platform.log[-1].startswith("unavailable: ")
     await controller.stop()
@@ -221,7 +224,7 @@ async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
 async def test_stats_come_from_those_who_answer(spec) -> None:
     controller, platform, _ = await started(spec)
     platform.loaded.set()
-    await until(lambda: controller.status().phase is Phase.READY)
+    await until(lambda: controller.status().phase is ServicePhase.READY)
     stats = await controller.stats()
     assert [process.role for process in stats.processes] == ["controller", "gateway", "router", "stage"]
     assert [stage.name for stage in stats.stages] == ["0.0"]

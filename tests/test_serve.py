@@ -71,6 +71,7 @@ def test_a_full_context_sets_the_least_kv_memory() -> None:
         ({"stages": 9}, "stages is 9"),
         ({"split": (4, 5)}, "split is 4,5"),
         ({"split": (4, 4), "stages": 3}, "split names 2 stages, and stages is 3"),
+        ({"chunk": 2048}, "chunk is 2048"),
         ({"max_context": 5000}, "max-context is 5000"),
         ({"kv_memory": 1000}, "--kv-memory is 1000"),
         ({"model_dir": Path("/nonexistent")}, "/nonexistent"),

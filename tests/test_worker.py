@@ -22,7 +22,8 @@ from wires import (
     wait_until,
 )
 
-from tramontane.cluster.link import Address, LinkClosed
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.microbatch import Microbatch

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tramontane.cluster import frames, handshake
-from tramontane.cluster.link import Address, Link
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
 from tramontane.stages.microbatch import BlockTable, Microbatch, SampledRows, no_scored_rows

@@ -1,7 +1,7 @@
 """The CPU kernel set: prepacked oneDNN products around attention over the paged ring.
 
 Letters: T rows, D dim, H query heads, K KV heads, G = H / K, hd head_dim, h = hd, F ffn_dim, E experts, A experts a
-token, P = T x A pairs of a token and an expert, M some rows, V vocabulary, C layers of a class.
+token, P = T x A pairs of a token and an expert, M and N some rows, V vocabulary, C layers of a class.
 
 bfloat16 without hardware for it: weights are widened to float32 at load, products are computed in float32 from values
 rounded to bfloat16, and rounded to bfloat16 wherever the native product would be.
@@ -22,28 +22,34 @@ from torch import Tensor
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import products
 from tramontane.stages.kernels.cpu_attention import AttentionPlan, attend, plan_attention
+from tramontane.stages.kernels.pairs import Pairs, each_product
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kernels.products import Product, native_bfloat16
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
+from tramontane.stages.microbatch import Int32Array, Microbatch
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer's packed weights."""
+    """One layer's packed weights. Products are given as [outputs, inputs]."""
 
     attention_norm: Tensor
+    """[D]; in float32 times sqrt(D), see `_norm`."""
     qkv: Product
     """[(H + 2K) x hd, D]; queries and keys with each head's pairs (i, i + hd/2) side by side, as RoPE takes them."""
     o: Product
+    """[D, H x hd]"""
     ffn_norm: Tensor
+    """[D], as `attention_norm`."""
     gate: Product | None
+    """[E, D]; None in a dense model."""
     w13: list[Product]
-    """[2F, D], one an expert."""
+    """Gate above up projection [2F, D], one an expert; a dense model has one."""
     w2: list[Product]
+    """Down projections [D, F]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,9 @@ class Head:
     """The final norm and the output head."""
 
     norm: Tensor
+    """[D], as `Layer.attention_norm`."""
     product: Product
+    """[V, D]"""
 
 
 class CpuKernels:
@@ -82,7 +90,7 @@ class CpuKernels:
         self.name = f"cpu-{'plain' if products.PACKED is None else 'onednn'}-{dtype}{'-widened' if widened else ''}"
         self.row_invariant = False
         if widened:
-            logger.info(
+            log.info(
                 "bfloat16 without instructions for it: weights are widened to float32 (twice the memory), products "
                 "computed in float32 and rounded"
             )
@@ -186,8 +194,8 @@ class CpuKernels:
         ranked = torch.sort(self._round(layer.gate(normed_TD)).float(), stable=True, dim=1, descending=True)
         weight_TA = ranked.values.narrow(1, 0, chosen).softmax(1)
         pairs = Pairs.by_expert(ranked.indices.narrow(1, 0, chosen).numpy(), self._config.experts)
-        hidden_PF = self._swiglu(self._round(_each(layer.w13, pairs.experts, pairs.inputs(normed_TD))))
-        output_PD = self._round(_each(layer.w2, pairs.experts, hidden_PF.split(pairs.sizes)))
+        hidden_PF = self._swiglu(self._round(each_product(layer.w13, pairs, pairs.inputs(normed_TD))))
+        output_PD = self._round(each_product(layer.w2, pairs, hidden_PF.split(pairs.sizes)))
         if pairs.back is not None:
             output_PD = output_PD.index_select(0, pairs.back)
         # One product a row adds up its contributions by rank, in float32, onto the residual.
@@ -201,51 +209,3 @@ class CpuKernels:
 
     def head(self, head: Head, rows_MD: Tensor) -> Tensor:
         return self._round(head.product(self._norm(rows_MD, head.norm))).float()
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs of a token and an expert that it chose, sorted by expert.
-
-    Two tokens that chose the experts [[2, 0], [0, 3]]:
-
-        experts = [0, 2, 3]    sizes = [2, 1, 1]    token = [0, 1, 0, 1]    back = [2, 0, 1, 3]
-    """
-
-    experts: list[int]
-    """Those that any token chose."""
-    sizes: list[int]
-    """How many pairs each of them has."""
-    token: Tensor | None
-    """The token of each pair [P]; None where there is only one token."""
-    back: Tensor | None
-    """Where the pair (token, rank) has gone, in the order of tokens and ranks [P]; None where all stayed in place."""
-
-    @classmethod
-    def by_expert(cls, chosen_TA: Int64Array, experts: int) -> Pairs:
-        """Sort the chosen experts of some tokens."""
-        tokens, ranks = chosen_TA.shape
-        if tokens == 1:
-            # The order of ranks does as well.
-            return cls(chosen_TA[0].tolist(), [1] * ranks, None, None)
-        flat_P = chosen_TA.reshape(-1)
-        order_P = np.argsort(flat_P, kind="stable")
-        back_P = np.empty_like(order_P)
-        back_P[order_P] = np.arange(len(order_P))
-        sizes = np.bincount(flat_P, minlength=experts).tolist()
-        used = [expert for expert, size in enumerate(sizes) if size]
-        return cls(
-            used, [sizes[expert] for expert in used], torch.from_numpy(order_P // ranks), torch.from_numpy(back_P)
-        )
-
-    def inputs(self, rows_TD: Tensor) -> Sequence[Tensor]:
-        """The rows that each expert takes."""
-        if self.token is None:
-            return [rows_TD] * len(self.experts)
-        inputs: tuple[Tensor, ...] = rows_TD.index_select(0, self.token).split(self.sizes)
-        return inputs
-
-
-def _each(weights: list[Product], experts: list[int], inputs: Sequence[Tensor]) -> Tensor:
-    """Each expert's rows through its product."""
-    return torch.cat([weights[expert](rows) for expert, rows in zip(experts, inputs, strict=True)])

@@ -74,6 +74,7 @@ class Prefill:
     places: Tensor
     """Of the positions that any of its queries sees, in order. [P]"""
     tiles: list[Tile]
+    """In order; together all of its queries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +86,17 @@ class AttentionPlan:
     rotation: Tensor
     """cos + i sin of each row's angles, complex [T, 1, hd / 2]; the same for all classes."""
     decode: Decode | None
+    """None where no piece has one token."""
     prefills: list[Prefill]
+    """One a longer piece."""
 
 
 def plan_attention(microbatch: Microbatch, places: Places, rotation: Tensor, dtype: torch.dtype) -> AttentionPlan:
-    """Plan one class. `dtype` is that of the queries, and so of the masks."""
+    """Plan one class.
+
+    `rotation`, complex [T, 1, hd / 2], is cos + i sin of each row's angles, the same for all classes. `dtype` is that
+    of the queries, and so of the masks.
+    """
     single = microbatch.length == 1
     masks: dict[tuple[int, int, int], Tensor] = {}
     return AttentionPlan(

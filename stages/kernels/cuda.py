@@ -7,8 +7,8 @@ Flash Attention 2, which torch builds in, reads a block table only with pages of
 smaller: so the positions that a piece sees are gathered in order first. They end with the piece's last query, and that
 is where Flash Attention aligns window and causality; that they start inside a block does not matter then.
 
-What ran where: no GPU was at hand when this was written. The planning, and with it every argument of the call, is
-tested on the CPU with a plain stand-in for `varlen_attn`; tests marked `gpu` run the rest where there is one.
+What is tested where: the planning, and with it every argument of the call, on the CPU with a plain stand-in for
+`varlen_attn`; the rest by tests marked `gpu`, on a machine that has one.
 
 Letters: T rows, S pieces, P places seen by all pieces one after another, H query heads, K KV heads, h head_dim.
 """
@@ -41,7 +41,9 @@ class VarlenPlan(ReferencePlan):
     key_ends: Tensor
     """The same for `place_P`. [S + 1]"""
     most_queries: int
+    """Of any piece."""
     most_keys: int
+    """Of any piece."""
 
 
 class CudaKernels(ReferenceKernels):

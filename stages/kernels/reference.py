@@ -2,7 +2,7 @@
 
 It is what the other sets are compared with, so nothing here is shared with them but the ring arithmetic.
 
-Letters: T rows, D dim, H query heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, N rows of a
+Letters: T rows, S pieces, D dim, H query heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, N rows of a
 piece, P positions that they see, M some rows, V vocabulary.
 """
 
@@ -28,7 +28,9 @@ class Piece:
     """What one piece's rows see."""
 
     rows: slice
+    """Its rows on the token axis."""
     position_N: Tensor
+    """Their positions in the sequence."""
     seen_P: Tensor
     """The positions that any of its rows sees."""
     place_P: Tensor
@@ -40,9 +42,13 @@ class ReferencePlan:
     """What the layers of one window class share in one step."""
 
     position_T: Tensor
+    """Each row's position in its sequence; int64."""
     written_T: Tensor
+    """The place of each row's key and value; int64."""
     window: int | None
+    """Positions that a query sees, its own included; None is all."""
     pieces: list[Piece]
+    """[S]"""
 
 
 class ReferenceKernels:

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from tramontane.cluster import frames
-from tramontane.cluster.link import Address, Link, LinkClosed
+from tramontane.cluster.doors import Address
+from tramontane.cluster.link import Link, LinkClosed
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Role
 from tramontane.stages.microbatch import BlockTable, Microbatch, SampledRows, no_scored_rows

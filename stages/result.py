@@ -1,0 +1,36 @@
+"""The last stage's answer to a microbatch: which rows need logits, and what is chosen and scored from them.
+
+Letters: M sampled rows, K scored rows, N = M + K, V rows of the head.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from tramontane.stages.microbatch import Int64Array, Microbatch, StepResult
+from tramontane.stages.sampler import sample, score
+
+NO_SCORES = np.empty(0, np.float32)
+
+
+def asked_rows(microbatch: Microbatch) -> Int64Array:
+    """The rows that need logits, the sampled before the scored, as indices on the token axis. [N]"""
+    return np.concatenate([microbatch.sampled.row, microbatch.scored.row]).astype(np.int64)
+
+
+def choose(microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int) -> StepResult:
+    """Sample and score, given the float32 logits of `asked_rows`. Ids from `sampleable_ids` on are never chosen."""
+    sampled, scored = microbatch.sampled, microbatch.scored
+    count = len(sampled.row)
+    position_M = microbatch.position[sampled.row] + 1
+    token, log_probability, finite = sample(logits_NV[:count], sampled, position_M, sampleable_ids)
+    scores = score(logits_NV[count:], scored.target, sampleable_ids) if len(scored.row) else NO_SCORES
+    return StepResult(
+        epoch=microbatch.epoch,
+        step=microbatch.step,
+        token=token,
+        log_probability=log_probability,
+        finite=finite,
+        score=scores,
+    )
