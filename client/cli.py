@@ -104,7 +104,9 @@ def _parse_ids(ctx: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--top-k", type=int, help="Choose among the K likeliest tokens.  [default: 0, off]")
 @click.option("--top-p", type=float, help="Choose among the likeliest that reach this sum.  [default: 1, all]")
 @click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]")
-@click.option("--seed", type=int, help="Equal seeds give equal text.  [default: a new one each time]")
+@click.option(
+    "--seed", type=int, help="Equal seeds give equal text in float32 on the CPU.  [default: a new one each time]"
+)
 @click.option("--stop", multiple=True, help="Text that ends the completion; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end of text.")
 @click.option(

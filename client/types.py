@@ -76,7 +76,8 @@ class Completion:
     timings: Timings
     request_id: str
     seed: int
-    """With prompt, sampling options and `version` it gives the same tokens again."""
+    """With prompt, sampling options and `version` it gives the same tokens again: in float32 on the CPU, and elsewhere
+    where the model's `row_invariant` says so."""
     version: str
     """Of model and numerics."""
 
@@ -125,8 +126,11 @@ class StageStats:
     name: str
     """`0.1` is stage 1 of replica 0."""
     busy_ns: int
+    """Nanoseconds inside its steps."""
     steps: int
+    """Microbatches that it stepped through."""
     tokens: int
+    """Their rows, prompts and decode together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,18 +138,27 @@ class RouterStats:
     """Counters and gauges of one pipeline's router."""
 
     name: str
+    """`0` is the router of replica 0."""
     microbatches: int
+    """Sent down the pipeline since the router started, as all counters up to `preemptions`."""
     tokens: int
-    """Rows sent down the pipeline, prompts and decode together."""
+    """Their rows: prompts, decode and what was computed again after a preemption."""
     prompt_tokens: int
+    """Tokens of the prompts whose first token has been chosen, each prompt once."""
     completion_tokens: int
+    """Tokens generated, the ones that ended completions included."""
     preemptions: int
+    """Times that a sequence lost its computed rows to an older one, to be computed again later."""
     waiting: int
+    """Sequences that wait to be admitted now, the preempted included."""
     running: int
+    """Sequences that are admitted now."""
     in_flight_microbatches: int
+    """Microbatches sent whose results are not back now."""
     kv_blocks_used: tuple[int, ...]
-    """One entry a window class."""
+    """KV blocks that sequences hold now, one entry a window class."""
     kv_blocks_total: tuple[int, ...]
+    """KV blocks that there are, one entry a window class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from tramontane.stages.kv_layout import KVLayout
 
 log = logging.getLogger(__name__)
 
+STATS_TIMEOUT_S = 10.0
 GRACE_S = 2.0
 """Streams in flight may end by themselves for so long when the service stops."""
 
@@ -144,12 +145,18 @@ class Router:
         self._spec = spec
         self._stages = [cast(routing.StagePort, ActorPort(stage)) for stage in stages]
         self._router: routing.Router | None = None
+        self._binding: asyncio.Task[Address] | None = None
 
     async def bind(self) -> Address:
-        if self._router is not None:  # the controller was restarted and has found us again
-            if self._router.is_broken:
-                raise RuntimeError(await self._router.broken())
-            return self._router.address
+        if self._binding is None:
+            self._binding = asyncio.get_running_loop().create_task(self._bind())
+        address = await asyncio.shield(self._binding)  # a restarted controller asks again
+        assert self._router is not None
+        if self._router.is_broken:
+            raise RuntimeError(await self._router.broken())
+        return address
+
+    async def _bind(self) -> Address:
         self._router = routing.Router(
             self._name,
             node_id(),
@@ -188,15 +195,17 @@ class Gateway:
         self._name = gateway_name(index)
         self._spec = spec
         self._gateway: gateways.Gateway | None = None
-        self._port = 0
+        self._starting: asyncio.Task[int] | None = None
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> int:
-        if self._gateway is not None:  # the controller was restarted and has found us again
-            return self._port
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        return await asyncio.shield(self._starting)  # a restarted controller asks again
+
+    async def _start(self) -> int:
         self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
-        self._port = await self._gateway.start(self._spec.host, self._spec.port)
-        return self._port
+        return await self._gateway.start(self._spec.host, self._spec.port)
 
     async def generation(self) -> int:
         return self._plain.generation
@@ -270,7 +279,10 @@ def find_controller() -> Any | None:
 
 
 async def _stats() -> ServiceStats:
-    controller = find_controller()
+    controller = await asyncio.to_thread(find_controller)  # asks the GCS, and may wait for it
     if controller is None:
         raise ConnectionError("the service is ending")
-    return cast(ServiceStats, await controller.stats.remote())
+    try:
+        return cast(ServiceStats, await asyncio.wait_for(ActorPort(controller).stats(), STATS_TIMEOUT_S))
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise ConnectionError(f"the controller does not answer: {type(error).__name__}") from error

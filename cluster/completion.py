@@ -167,4 +167,5 @@ def _failure(finished: Finished) -> CallError:
         FAILURES[finished.reason],
         finished.detail or FAILURE_SENTENCES[finished.reason],
         retry_after_s=RETRY_AFTER_S if finished.reason is EndReason.REFUSED else None,
+        retry=finished.reason is not EndReason.BROKEN,
     )

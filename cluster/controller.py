@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from tramontane.cluster.parts import GatewayControl, Platform, RouterControl, StageControl
 from tramontane.cluster.reasons import one_line
@@ -24,8 +25,13 @@ from tramontane.stages.version import combine_version
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PROGRESS_PERIOD_S = 0.2
 ROOM_REMINDER_S = 30.0
+CLOSE_TIMEOUT_S = 6.0
+ANSWER_TIMEOUT_S = 2.0
+"""A part that has not answered by then is left out, or passed over."""
 
 
 class ServicePhase(StrEnum):
@@ -87,28 +93,24 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         if self._gateway is not None:
-            await _quietly(self._gateway.close())
+            await _quietly(self._gateway.close(), CLOSE_TIMEOUT_S)
         await self._platform.end()
         log.info("service %s ended", self._spec.name)
 
     async def stats(self) -> ServiceStats:
-        """Counters of every part that answers."""
-        gateways = [self._gateway] if self._gateway is not None else []
-        routers = [self._router] if self._router is not None else []
-        gateway_facts = await asyncio.gather(*(part.stats() for part in gateways), return_exceptions=True)
-        router_stats = await asyncio.gather(*(part.stats() for part in routers), return_exceptions=True)
-        stage_stats = await asyncio.gather(*(part.stats() for part in self._stages), return_exceptions=True)
-        router_pairs = [answer for answer in router_stats if not isinstance(answer, BaseException)]
-        stage_pairs = [answer for answer in stage_stats if not isinstance(answer, BaseException)]
+        """Counters of every part that answers in time."""
+        gateways = await _answers([self._gateway.stats()] if self._gateway is not None else [])
+        routers = await _answers([self._router.stats()] if self._router is not None else [])
+        stages = await _answers([stage.stats() for stage in self._stages])
         return ServiceStats(
             processes=(
                 self._process_facts(),
-                *(answer for answer in gateway_facts if not isinstance(answer, BaseException)),
-                *(facts for _, facts in router_pairs),
-                *(facts for _, facts in stage_pairs),
+                *gateways,
+                *(facts for _, facts in routers),
+                *(facts for _, facts in stages),
             ),
-            stages=tuple(counters for counters, _ in stage_pairs),
-            routers=tuple(counters for counters, _ in router_pairs),
+            stages=tuple(counters for counters, _ in stages),
+            routers=tuple(counters for counters, _ in routers),
         )
 
     async def _bring_up(self) -> None:
@@ -174,7 +176,7 @@ class Controller:
         log.error("not serving: %s", reason)
         self._say(phase=ServicePhase.BROKEN, detail=reason)
         if self._gateway is not None:
-            await _quietly(self._gateway.set_unavailable(reason))
+            await _quietly(self._gateway.set_unavailable(reason), ANSWER_TIMEOUT_S)
 
     def _say(self, **changes: object) -> None:
         self._status = Status(**{**self._status.__dict__, **changes})
@@ -197,9 +199,16 @@ def version_of(spec: ServiceSpec, loaded: Sequence[LoadedStage]) -> str:
     )
 
 
-async def _quietly(call: Awaitable[None]) -> None:
-    """A part that is already gone must not stop the rest from ending."""
+async def _answers(calls: Sequence[Awaitable[T]]) -> list[T]:
+    """What comes back from those who live and are not hung."""
+    timed = (asyncio.wait_for(call, ANSWER_TIMEOUT_S) for call in calls)
+    answers = await asyncio.gather(*timed, return_exceptions=True)
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def _quietly(call: Awaitable[None], timeout_s: float) -> None:
+    """A part that is gone or hung must not stop the rest from ending."""
     try:
-        await call
+        await asyncio.wait_for(call, timeout_s)
     except Exception as error:
         log.info("a part did not answer: %s", one_line(error))

@@ -29,12 +29,12 @@ class Peer:
 
     name: str
     link: AsyncLink
-    outbox: asyncio.Queue[Tokens | Finished | Load] = field(default_factory=lambda: asyncio.Queue(OUTBOX_LIMIT))
+    outbox: asyncio.Queue[Tokens | Finished | Load | None] = field(default_factory=lambda: asyncio.Queue(OUTBOX_LIMIT))
     tickets: dict[int, Ticket] = field(default_factory=dict)
     """By the gateway's request number."""
 
-    def post(self, message: Tokens | Finished | Load) -> None:
-        """Never waits: a gateway that does not read is cut off, and its requests end."""
+    def post(self, message: Tokens | Finished | Load | None) -> None:
+        """Never waits: a gateway that does not read is cut off, and its requests end. After None the link is closed."""
         try:
             self.outbox.put_nowait(message)
         except asyncio.QueueFull:
@@ -139,6 +139,8 @@ class Desk:
         for ticket in list(self._tickets.values()):
             self._scheduler.cancel(ticket.sequence)
             self._end(ticket, EndReason.BROKEN, reason)
+        for peer in self._peers:
+            peer.post(None)  # a gateway learns from its closed link that this pipeline serves no more
 
     async def report_load(self) -> None:
         """Tell every gateway how busy the router is, when that has changed."""
@@ -205,10 +207,14 @@ class Desk:
 
     async def _write(self, peer: Peer) -> None:
         try:
-            while True:
-                await peer.link.send(await peer.outbox.get())
+            while (message := await peer.outbox.get()) is not None:
+                await peer.link.send(message)
+            peer.link.close("the pipeline is broken")
         except LinkClosed:
             pass  # the reading side notices too, and frees what there is
+        except Exception:  # a mistake of ours: the gateway's requests must not wait for messages that never come
+            log.exception("cannot write to %s", peer.name)
+            peer.link.close("cannot be written to")
 
 
 def _tokens(rows: list[tuple[int, Emitted]]) -> Tokens:

@@ -25,6 +25,7 @@ class CallError(Exception):
         *,
         field: str | None = None,
         retry_after_s: float | None = None,
+        retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -32,6 +33,8 @@ class CallError(Exception):
         self.field = field
         """The request's field at fault, as a path: `sampling.top_p`."""
         self.retry_after_s = retry_after_s
+        self.retry = retry
+        """Whether gRPC may try again by itself before the first message."""
         self.request_id: str | None = None
         """The request's name, filled in by whoever knows it."""
 
@@ -48,3 +51,8 @@ class CallError(Exception):
         if self.request_id is not None:
             status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self.request_id))
         return rpc_status.to_status(status)
+
+    @property
+    def retry_pushback(self) -> tuple[tuple[str, str], ...]:
+        """Trailers that keep gRPC from trying again by itself, where that would only hide the error from the user."""
+        return () if self.retry else (("grpc-retry-pushback-ms", "-1"),)

@@ -123,11 +123,10 @@ class Gateway:
 async def _check_port(host: str, port: int) -> None:
     """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr."""
     try:
-        family, kind, _, _, address = (
-            await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, _, _, address in places:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
     except OSError as error:
         raise OSError(f"cannot listen on {host_port(host, port)}: {error.strerror or error}") from error

@@ -42,7 +42,9 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
                 return await answer(self._parse(body, handler.request_deserializer), context)
             except CallError as error:
                 status = error.status()
-                await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
+                await context.abort(
+                    status.code, status.details, trailing_metadata=(*status.trailing_metadata, *error.retry_pushback)
+                )
             except grpc.aio.AbortError:
                 raise
             except Exception:

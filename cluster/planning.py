@@ -55,7 +55,8 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
     spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
     if options.split and options.stages not in (1, len(options.split)):
         raise ValueError(f"split names {len(options.split)} stages, and stages is {options.stages}")
-    Checkpoint.open(model_dir, config).owners(spans)
+    checkpoint = Checkpoint.open(model_dir, config)
+    checkpoint.owners(spans)
     tokenizer = Tokenizer.load(model_dir, config)
 
     context = options.max_context or config.context
@@ -66,7 +67,7 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
     chunk = options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK, most)
     if chunk > most:
         raise ValueError(f"chunk is {chunk}; the context is {context}, and max-batch-tokens {options.max_batch_tokens}")
-    dtype = options.dtype or config.dtype
+    dtype = options.dtype or checkpoint.dtype
     layout = plan_kv(
         config,
         spans,

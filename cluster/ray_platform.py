@@ -8,6 +8,7 @@ it its first arguments, so it reads the spec from the key-value store instead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -61,7 +62,7 @@ class RayPlatform:
         return cast(GatewayControl, self._part(Gateway, name, {}, self._spec, 0))
 
     async def reserve(self, replica: int) -> None:
-        if not self._reserved(replica):
+        if not _reserved(replica):
             bundles = [self._spec.stage_resources()] * self._spec.stages
             placement_group(bundles, strategy="PACK", name=_group_name(replica), lifetime="detached")
 
@@ -88,17 +89,7 @@ class RayPlatform:
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
 
     async def end(self) -> None:
-        names = sorted(entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _ours(entry))
-        parts = [ray.get_actor(name, namespace=NAMESPACE) for name in names if name != CONTROLLER]
-        closing = [asyncio.ensure_future(ActorPort(part).close()) for part in parts]
-        if closing:  # so that they free their sockets; one that is hung or dead is killed all the same
-            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
-        for part in parts:
-            ray.kill(part)
-        await asyncio.gather(*closing, return_exceptions=True)
-        if self._reserved(0):
-            remove_placement_group(self._group(0))
-        internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
+        await asyncio.to_thread(end_parts)
 
     def _part(self, actor: Any, name: str, options: dict[str, object], *arguments: object) -> ActorPort:
         """The living actor of this name, else a new one."""
@@ -114,10 +105,6 @@ class RayPlatform:
             ).remote(*arguments)
         )
 
-    def _reserved(self, replica: int) -> bool:
-        records = ray.util.placement_group_table().values()
-        return any(record["name"] == _group_name(replica) and record["state"] != "REMOVED" for record in records)
-
     def _group(self, replica: int) -> PlacementGroup:
         return ray.util.get_placement_group(_group_name(replica))
 
@@ -126,20 +113,53 @@ def create_controller(spec: ServiceSpec) -> Any:
     """Write the spec and create the controller that acts on it.
 
     Raises:
-        ValueError: this Ray cluster has a service already.
+        ValueError: this Ray cluster has a service already, or parts of one are left.
     """
-    if any(_ours(entry) and entry["name"] == CONTROLLER for entry in ray.util.list_named_actors(all_namespaces=True)):
-        raise ValueError("this Ray cluster serves a model already; `tramontane down` ends it")
-    internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
+    left = [*_names(), *([_group_name(0)] if _reserved(0) else [])]
+    if left:
+        raise ValueError(f"this Ray cluster serves a model already ({', '.join(left)}); `tramontane down` ends it")
+    # The record is the lock between two that start at once: the second finds it there.
+    if internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=False, namespace=NAMESPACE):
+        raise ValueError(
+            "this Ray cluster is about to serve another model; `tramontane down` clears what is left of it"
+        )
     return cast(Any, Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
+
+
+def end_parts() -> bool:
+    """End every part but the controller, give the room back and forget the spec. False where there was nothing.
+
+    Parts are asked to close, so that they free their sockets; one that is hung or dead is killed all the same.
+    """
+    names = [name for name in _names() if name != CONTROLLER]
+    parts = []
+    for name in names:
+        with contextlib.suppress(ValueError):  # it died meanwhile
+            parts.append(ray.get_actor(name, namespace=NAMESPACE))
+    if parts:
+        ray.wait([part.close.remote() for part in parts], num_returns=len(parts), timeout=CLOSE_TIMEOUT_S)
+    for part in parts:
+        ray.kill(part)
+    reserved = _reserved(0)
+    if reserved:
+        remove_placement_group(ray.util.get_placement_group(_group_name(0)))
+    forgotten = internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
+    return bool(names or reserved or forgotten)
+
+
+def _names() -> list[str]:
+    """Names of the service's living actors."""
+    entries = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(entry["name"] for entry in entries if entry["namespace"] == NAMESPACE)
+
+
+def _reserved(replica: int) -> bool:
+    records = ray.util.placement_group_table().values()
+    return any(record["name"] == _group_name(replica) and record["state"] != "REMOVED" for record in records)
 
 
 async def _as_future(ref: Any) -> Any:
     return await ref
-
-
-def _ours(entry: dict[str, str]) -> bool:
-    return entry["namespace"] == NAMESPACE
 
 
 def _group_name(replica: int) -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.desk import Desk
@@ -27,7 +27,9 @@ from tramontane.stages.microbatch import StepResult
 
 log = logging.getLogger(__name__)
 
-BIND_TIMEOUT_S = 30.0
+BIND_TIMEOUT_S = 60.0
+STEP_DEADLINE_S = 300.0
+"""A chunk of a large model may take a slow CPU a minute."""
 
 
 class StagePort(Protocol):
@@ -96,6 +98,7 @@ class Router:
         )
         self._epoch = 0
         self._step = 0
+        self._results_seen = 0
         self._results: asyncio.Future[AsyncLink] = asyncio.get_running_loop().create_future()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -104,9 +107,22 @@ class Router:
         """Bind all stages at an epoch higher than any they have seen, and serve. Answers where gateways may dial.
 
         Raises:
-            Exception: a stage did not answer, or refused; nothing is served then.
+            RuntimeError: a stage died, refused or did not answer. The router is broken then; its reason is the message.
         """
         assert not self._tasks, "a router binds once"
+        try:
+            async with asyncio.timeout(BIND_TIMEOUT_S):
+                await self._bind()
+        except TimeoutError:
+            self._break(f"the stages did not bind within {BIND_TIMEOUT_S:.0f} s")
+        except Exception as error:
+            self._break(one_line(error))
+        if self.is_broken:
+            raise RuntimeError(self._broken.result())
+        log.info("%s serves %d stages at epoch %d", self._name, len(self._stages), self._epoch)
+        return self.address
+
+    async def _bind(self) -> None:
         await self._listener.start()
         self._epoch = 1 + max(await asyncio.gather(*(stage.epoch() for stage in self._stages)))
         addresses = await asyncio.gather(*(stage.address() for stage in self._stages))
@@ -128,12 +144,15 @@ class Router:
             secret=self._secret,
             timeout_s=BIND_TIMEOUT_S,
         )
-        uplink = await asyncio.wait_for(self._results, BIND_TIMEOUT_S)
+        first: set[asyncio.Future[Any]] = {self._results, self._broken}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if self.is_broken:
+            downlink.close()
+            return
         self._start(self._send_microbatches(downlink))
-        self._start(self._receive_results(uplink))
+        self._start(self._receive_results(self._results.result()))
         self._start(self._desk.report_load())
-        log.info("%s serves %d stages at epoch %d", self._name, len(self._stages), self._epoch)
-        return self.address
+        self._start(self._watch_progress())
 
     @property
     def address(self) -> Address:
@@ -193,12 +212,21 @@ class Router:
                 result = await uplink.receive()
                 assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
                 assert result.epoch == self._epoch, f"result of epoch {result.epoch}, bound at {self._epoch}"
+                self._results_seen += 1
                 self._desk.deliver(self._scheduler.update(result))
                 self._wake.set()
         except LinkClosed as error:
             self._break(f"link from the last stage: {error}")
         finally:
             uplink.close()
+
+    async def _watch_progress(self) -> None:
+        """A hung stage says nothing and closes nothing: no result in time breaks the pipeline."""
+        while True:
+            seen, in_flight = self._results_seen, self._scheduler.in_flight
+            await asyncio.sleep(STEP_DEADLINE_S)
+            if in_flight and self._results_seen == seen:
+                self._break(f"no result for {STEP_DEADLINE_S:.0f} s: a stage hangs")
 
     async def _watch(self, index: int, run: Awaitable[str]) -> None:
         """A stage's run ends when its links close, or fails when its process dies."""

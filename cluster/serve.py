@@ -22,8 +22,13 @@ from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
 POLL_S = 0.2
 ANSWER_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 30.0
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
+
+
+class ServiceGone(ConnectionError):  # noqa: N818  (an event as much as an error)
+    """The service was ended by somebody else."""
 
 
 def serve(options: ServeOptions) -> int:
@@ -31,7 +36,7 @@ def serve(options: ServeOptions) -> int:
 
     Raises:
         ValueError: see `plan_service`, or the options contradict each other.
-        ConnectionError: no Ray cluster at `address`.
+        ConnectionError: no Ray cluster at `address`, or the service was ended from elsewhere.
     """
     _check_reach(options)
     plan_service(options, {})  # what is wrong with the model is said before Ray starts
@@ -54,6 +59,9 @@ def serve(options: ServeOptions) -> int:
             controller = None
             return 0
         return 0 if ready and _hold(controller, ending) else 1
+    except ServiceGone:
+        controller = None
+        raise
     finally:
         if controller is not None:
             _end(controller)
@@ -69,15 +77,17 @@ def down(address: str) -> int:
     _start_ray(address)
     import ray
 
-    from tramontane.cluster import actors
+    from tramontane.cluster import actors, ray_platform
 
     try:
         controller = actors.find_controller()
-        if controller is None:
-            click.echo("nothing is served there")
-            return 1
-        _end(controller)
-        return 0
+        if controller is not None:
+            return 0 if _end(controller) else 1
+        if ray_platform.end_parts():
+            click.echo("ended what was left of a service without a controller")
+            return 0
+        click.echo("nothing is served there")
+        return 1
     finally:
         ray.shutdown()
 
@@ -175,7 +185,7 @@ def _status(controller: Any) -> Status | None:
     """What the controller says; None while Ray restarts it.
 
     Raises:
-        ConnectionError: somebody else has ended the service.
+        ServiceGone: somebody else has ended it.
     """
     import ray
 
@@ -184,18 +194,24 @@ def _status(controller: Any) -> Status | None:
     except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
         return None
     except ray.exceptions.RayActorError:
-        raise ConnectionError("the service was ended from elsewhere") from None
+        raise ServiceGone("the service was ended from elsewhere") from None
 
 
-def _end(controller: Any) -> None:
+def _end(controller: Any) -> bool:
+    """End the service; what the controller cannot end, because it or a part is hung, is swept away. False then."""
     import ray
+
+    from tramontane.cluster import ray_platform
 
     click.echo("ending")
     sys.stdout.flush()
-    started = time.monotonic()
+    started, whole = time.monotonic(), True
     try:
-        ray.get(controller.stop.remote(), timeout=30)
+        ray.get(controller.stop.remote(), timeout=STOP_TIMEOUT_S)
     except Exception as error:
-        click.echo(f"the controller did not end by itself: {type(error).__name__}", err=True)
+        click.echo(f"the controller did not end by itself: {type(error).__name__}; sweeping up", err=True)
+        whole = False
     ray.kill(controller)
+    ray_platform.end_parts()
     click.echo(f"ended in {time.monotonic() - started:.1f} s")
+    return whole

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from tramontane.cluster.completion import Clock, Completion
-from tramontane.cluster.errors import CallError
+from tramontane.cluster.errors import RETRY_AFTER_S, CallError
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline, broken_end
 from tramontane.cluster.served_model import ServedModel
@@ -34,6 +34,8 @@ T = TypeVar("T")
 INLINE_BYTES = 4096
 """Messages up to this size are tokenized on the event loop, in about a millisecond; larger ones on a thread."""
 TOKENIZER_THREADS = 2
+LARGE_LIMIT = 64
+"""Larger messages held at a time; a further one is refused, so that they cannot fill the memory."""
 
 
 class Servicer(pb_grpc.ServingServicer):
@@ -46,6 +48,7 @@ class Servicer(pb_grpc.ServingServicer):
         self._numbers = itertools.count()
         self._open: dict[int, tuple[Pipeline, Completion]] = {}
         self._calls = 0
+        self._large = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -96,7 +99,10 @@ class Servicer(pb_grpc.ServingServicer):
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:  # noqa: N802
         """What the service's parts say of themselves."""
-        stats = await self._fetch_stats()
+        try:
+            stats = await self._fetch_stats()
+        except ConnectionError as error:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         return pb.GetStatsResponse(
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],
@@ -188,7 +194,17 @@ class Servicer(pb_grpc.ServingServicer):
         """Do small work here, large work on a thread, so that the event loop goes on."""
         if size <= INLINE_BYTES:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if self._large >= LARGE_LIMIT:
+            raise CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._large} large prompts are being tokenized, and the limit is {LARGE_LIMIT}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._large += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._large -= 1
 
 
 def _invalid(error: InvalidField) -> CallError:

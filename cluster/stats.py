@@ -51,7 +51,7 @@ class RouterCounters:
     completion_tokens: int
     """Tokens generated, the ones that ended completions included."""
     preemptions: int
-    """Times that a sequence's blocks were taken back, to be computed again later."""
+    """Times that a sequence lost its computed rows to an older one, to be computed again later."""
     waiting: int
     """Sequences that wait to be admitted now, the preempted included."""
     running: int

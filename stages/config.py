@@ -56,6 +56,7 @@ class ModelConfig:
     norm_eps: float
     tied: bool
     dtype: str
+    """What `config.json` says, float32 where it is silent. What the tensors really are is `Checkpoint.dtype`."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
 

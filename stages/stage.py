@@ -32,6 +32,7 @@ from tramontane.stages.weights import TORCH_DTYPES, WeightReader
 
 log = logging.getLogger(__name__)
 
+
 class Stage:
     """Some consecutive layers of a model, with the embedding at the first and the head at the last stage.
 

@@ -1,5 +1,7 @@
 """A checkpoint folder is accounted for tensor by tensor, and each stage reads exactly what is its own."""
 
+import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -96,6 +98,25 @@ def test_the_dtype_asked_for_is_the_dtype_read():
     tensors = load_tensors(folder)
     assert torch.equal(reader.layer(1).q, tensors[Q1].bfloat16())
     assert reader.embedding().dtype == reader.norm().dtype == reader.head().dtype == torch.bfloat16
+
+
+def test_a_digest_is_taken_when_its_tensor_is_read(tmp_path):
+    """It covers the tensor's first and last 4 KiB, and needs the disk no more."""
+    config = dataclasses.replace(EXAMPLE, vocab=200)
+    tensors = random_tensors(config)
+    folder = save_tensors(tmp_path, tensors)
+    reader = WeightReader(Checkpoint.open(folder, config), range(4), "bfloat16")
+    assert reader.digests == {}
+    reader.embedding()
+    assert reader.digests.keys() == {"model.embed_tokens.weight"}
+    read_all(reader, range(4), config)
+    found = reader.digests
+    (folder / SINGLE).unlink()
+    assert reader.digests is found
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        content, about = tensor.numpy().tobytes(), f"{name}\nfloat32\n{list(tensor.shape)}\n"
+        assert found[name] == hashlib.sha256(about.encode() + content[:4096] + content[-4096:]).digest(), name
 
 
 def test_a_stage_needs_no_shard_but_its_own(tmp_path):
@@ -350,7 +371,7 @@ def test_a_tied_model_may_store_an_equal_head(tmp_path):
 def test_a_tokenizer_must_not_outgrow_the_embedding(tmp_path):
     check_tokenizer_size(64, EXAMPLE, tmp_path / "tokenizer.model")
     check_tokenizer_size(60, EXAMPLE, tmp_path / "tokenizer.model")
-    with pytest.raises(ValueError, match=r"tokenizer\.model: has 65 ids, .* model\.embed_tokens\.weight only 64"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model: has 65 ids, .* 64 rows \(tensor model\.embed_tokens"):
         check_tokenizer_size(65, EXAMPLE, tmp_path / "tokenizer.model")
 
 
@@ -369,6 +390,16 @@ def test_the_inventory_needs_no_torch():
     program = "import sys\n" + "".join(f"import tramontane.stages.{name}\n" for name in modules)
     program += "assert not {'torch', 'ray', 'grpc'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("said", [None, "float32"])
+def test_the_dtype_is_that_of_the_tensors(tmp_path, dtype, said):
+    """Whatever config.json says, and where it says nothing."""
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM", dtype=dtype)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"dtype": said, "torch_dtype": None}))
+    assert opened(folder).dtype == dtype
 
 
 def test_sizes_on_disk_are_what_the_header_says():

@@ -9,8 +9,8 @@ from models import make_checkpoint, random_tensors, save_tensors
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import EXAMPLE, ModelConfig
 from tramontane.stages.identity import numerics_id
+from tramontane.stages.stage import Stage
 from tramontane.stages.version import combine_version
-from tramontane.stages.weights import WeightReader
 
 
 def opened(folder):
@@ -26,7 +26,11 @@ def flip(folder, name, byte):
 
 
 def digests(folder):
-    return WeightReader(opened(folder), range(3), "float32").digests
+    return digests_of(folder, ModelConfig.load(folder))
+
+
+def digests_of(folder, config):
+    return Stage.load(config, folder, range(config.layers), dtype="float32", device="cpu", kernels="reference").digests
 
 
 def test_digests_cover_the_edges_of_every_tensor(tmp_path):
@@ -59,7 +63,7 @@ def test_digests_tell_name_and_shape_apart(tmp_path):
     tensors = random_tensors(config)
     for name in ("k", "v"):
         tensors[f"model.layers.0.self_attn.{name}_proj.weight"] = zeros.clone()
-    found = WeightReader(Checkpoint.open(save_tensors(tmp_path, tensors), config), range(4), "float32").digests
+    found = digests_of(save_tensors(tmp_path, tensors), config)
     assert len(set(found.values())) == len(tensors)
 
 

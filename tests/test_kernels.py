@@ -10,8 +10,9 @@ from models import random_tensors, save_tensors
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.kernels import choose_kernels, products
-from tramontane.stages.kernels.cpu import CpuKernels, Pairs
+from tramontane.stages.kernels.cpu import CpuKernels
 from tramontane.stages.kernels.cuda import CudaKernels
+from tramontane.stages.kernels.pairs import Pairs
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kernels.products import Product
 from tramontane.stages.kernels.reference import ReferenceKernels

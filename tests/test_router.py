@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from reference_model import greedy
 
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import EndReason
+from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.deploy.demo import VERSE
 from tramontane.stages.config import ModelConfig
 
 SHAPE = {
@@ -44,11 +48,36 @@ def expected(folder):
     return [greedy(tensors, config, prompt, 8) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("split", [[8], [5, 3], [2, 2, 2, 2], [1] * 8], ids=lambda split: f"{len(split)} stages")
-async def test_any_number_of_stages_gives_the_references_tokens(folder, expected, split) -> None:
-    async with LocalPipeline(folder, split) as pipeline:
-        together = await asyncio.gather(*(pipeline.generate(prompt) for prompt in PROMPTS))
-        assert [heard.tokens for heard in together] == expected
+@dataclass(frozen=True)
+class Model:
+    folder: Path
+    prompts: list[list[int]]
+    expected: list[list[int]]
+    """How each of them goes on, by the dumb reference."""
+    scarce_blocks: int
+    """Of 4 positions: too few for all prompts with 60 tokens each, twice."""
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def model(request, folder, expected, embedded_dir):
+    """Random weights, and the embedded model with text, some of it longer than its window."""
+    if request.param == "random":
+        return Model(folder, PROMPTS, expected, scarce_blocks=12)
+    config, tensors = ModelConfig.load(embedded_dir), load_tensors(embedded_dir)
+    text = Tokenizer.load(embedded_dir, config).encode(VERSE * 2, add_bos=True)
+    prompts = [text[:length] for length in (40, 150, 5)]
+    assert max(map(len, prompts)) > config.smallest_window
+    return Model(embedded_dir, prompts, [greedy(tensors, config, prompt, 6) for prompt in prompts], scarce_blocks=56)
+
+
+@pytest.mark.parametrize(
+    "split", [[8], [4, 4], [5, 3], [2, 2, 2, 2], [1] * 8], ids=lambda split: ",".join(map(str, split))
+)
+async def test_any_number_of_stages_gives_the_references_tokens(model, split) -> None:
+    count = len(model.expected[0])
+    async with LocalPipeline(model.folder, split) as pipeline:
+        together = await asyncio.gather(*(pipeline.generate(prompt, max_tokens=count) for prompt in model.prompts))
+        assert [heard.tokens for heard in together] == model.expected
         assert {heard.reason for heard in together} == {EndReason.LENGTH}
         assert pipeline.idle
 
@@ -64,19 +93,17 @@ async def test_sampled_tokens_do_not_depend_on_company(folder) -> None:
     assert len({tuple(heard.tokens) for heard in alone}) == len(PROMPTS)
 
 
-async def test_preempted_sequences_go_on_unbroken(folder, expected) -> None:
-    block = 4 * 2 * 2 * 16 * 4 * 4  # bytes: layers, K and V, KV heads, head_dim, positions, float32
-    async with LocalPipeline(folder, [4, 4], kv_memory_bytes=12 * block, block=4, chunk=8) as pipeline:
-        both = await asyncio.gather(
-            *(pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]),
-            *(pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]),
-        )
+async def test_preempted_sequences_go_on_unbroken(model) -> None:
+    config, prompts = ModelConfig.load(model.folder), model.prompts[:4]
+    block_bytes = 4 * 2 * config.kv_heads * config.head_dim * 4 * 4  # layers, K and V, ..., positions, float32
+    scarce = model.scarce_blocks * block_bytes
+    async with LocalPipeline(model.folder, [4, 4], kv_memory_bytes=scarce, block=4, chunk=8) as pipeline:
+        both = await asyncio.gather(*(pipeline.generate(prompt, max_tokens=60) for prompt in prompts * 2))
         counters = pipeline.router.stats()
-    roomy = LocalPipeline(folder, [8])
-    async with roomy as pipeline:
-        alone = [await pipeline.generate(prompt, max_tokens=60) for prompt in PROMPTS[:4]]
+    async with LocalPipeline(model.folder, [8]) as pipeline:
+        alone = [await pipeline.generate(prompt, max_tokens=60) for prompt in prompts]
     assert [heard.tokens for heard in both] == [heard.tokens for heard in alone] * 2
-    assert [heard.tokens[:8] for heard in alone] == expected[:4]
+    assert [heard.tokens[: len(model.expected[0])] for heard in alone] == model.expected[: len(prompts)]
     assert counters.preemptions > 0
 
 
@@ -97,7 +124,11 @@ async def test_cancel_deadline_and_a_gateways_leaving_free_everything(folder) ->
 
 
 async def test_a_full_queue_refuses_at_once(folder) -> None:
-    async with LocalPipeline(folder, [8], max_waiting=2) as pipeline:
+    block = 8 * 2 * 2 * 16 * 16 * 4  # bytes: layers, K and V, KV heads, head_dim, positions, float32
+    async with LocalPipeline(folder, [8], max_waiting=2, kv_memory_bytes=16 * block) as pipeline:
+        few = [pipeline.submit(PROMPTS[1], max_tokens=2)[1] for _ in range(4)]
+        await asyncio.gather(*(heard.finished for heard in few))
+        assert {heard.reason for heard in few} == {EndReason.LENGTH}  # more than may wait, but there is room for all
         crowd = [pipeline.submit(PROMPTS[4], max_tokens=100)[1] for _ in range(60)]
         await asyncio.gather(*(heard.finished for heard in crowd))
         reasons = [heard.reason for heard in crowd]

@@ -177,6 +177,25 @@ def test_a_piece_that_is_preempted_in_the_making_leaves_nothing_behind():
     assert in_the_making == [True]
 
 
+def test_cancel_frees_every_block_before_the_next_step():
+    """One that prefills, one that decodes and one that waits, cancelled while their microbatches are in flight."""
+    pipeline = FakePipeline(layout_of((8, None), pool=2), stages=2)
+    decodes = pipeline.add(0, prompt_of(3), max_tokens=20)
+    pipeline.fill()
+    pipeline.deliver()
+    prefills, waits = (pipeline.add(number, prompt_of(30), max_tokens=20) for number in (1, 2))
+    pipeline.fill()
+    phases = [stream.sequence.phase for stream in (decodes, prefills, waits)]
+    assert phases == [Phase.DECODE, Phase.PREFILL, Phase.WAITING]
+    for number in (1, 2, 0):
+        assert any(pipeline.scheduler.used_blocks)
+        pipeline.cancel(number)
+        pipeline.check()
+    assert pipeline.scheduler.in_flight > 0
+    assert pipeline.scheduler.used_blocks == (0, 0)
+    pipeline.run()
+
+
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_cancel_and_take_the_id_again_while_three_microbatches_are_in_flight(restarts):
     pipeline = FakePipeline(layout_of((8, None), pool=1), stages=2)

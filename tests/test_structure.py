@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import tramontane.client
+
 ROOT = Path(__file__).parent.parent
 
 # client -> protos <- cluster -> stages
@@ -56,6 +58,13 @@ def test_folders_import_in_one_direction(folder):
     for path in sorted((ROOT / folder).rglob("*.py")):
         ours = {name.split(".")[1] for name in absolute_imports(path) if name.startswith("tramontane.")}
         assert ours - {"__version__"} <= MAY_IMPORT[folder], path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy").glob("*.py")), ids=lambda path: path.stem)
+def test_deploy_uses_only_the_clients_public_surface(path):
+    ours = {name for name in absolute_imports(path) if name.startswith("tramontane.")}
+    public = {f"tramontane.client.{name}" for name in tramontane.client.__all__} if path.stem == "demo" else set()
+    assert {name for name in ours if not name.startswith("tramontane.deploy.")} <= public
 
 
 def test_the_client_is_light():

@@ -275,7 +275,7 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_pa
     write_tokenizer(tmp_path)
     size = tiny_tokenizer().size
     assert Tokenizer.load(tmp_path, replace(EXAMPLE, vocab=size)) is not None
-    with pytest.raises(ValueError, match=rf"tokenizer\.model: has {size} ids, and the embedding has {size - 1} rows"):
+    with pytest.raises(ValueError, match=rf"model: has {size} ids, .* {size - 1} rows \(tensor model\.embed_tokens"):
         Tokenizer.load(tmp_path, replace(EXAMPLE, vocab=size - 1))
 
 

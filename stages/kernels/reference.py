@@ -2,8 +2,8 @@
 
 It is what the other sets are compared with, so nothing here is shared with them but the ring arithmetic.
 
-Letters: T rows, S pieces, D dim, H query heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, N rows of a
-piece, P positions that they see, M some rows, V vocabulary.
+Letters: T rows, S pieces, D dim, H query heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, N rows
+of a piece, P positions that they see, M some rows, V vocabulary.
 """
 
 from __future__ import annotations
