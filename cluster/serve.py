@@ -139,11 +139,14 @@ def _say_plan(spec: ServiceSpec) -> None:
 def _follow(controller: Any, spec: ServiceSpec, ending: threading.Event, *, owns_ray: bool) -> bool:
     """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it."""
 
-    said = ""
+    said, listening = "", False
     while not ending.wait(POLL_S):
         status = _status(controller)
         if status is None:
             continue
+        if status.port and not listening:
+            click.echo(f"listening on {host_port(spec.host, status.port)}, not serving yet")
+            listening = True
         line = _line(status, spec)
         if line and line != said:
             click.echo(line, err=status.phase is ServicePhase.BROKEN)
@@ -165,8 +168,6 @@ def _line(status: Status, spec: ServiceSpec) -> str:
             return f"ready: {spec.name} on {host_port(spec.host, status.port)}"
         case ServicePhase.BROKEN:
             return f"not serving: {status.detail}"
-        case _ if status.port:
-            return f"listening on port {status.port}"
     return ""
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from models import load_tensors
+from reference_model import greedy
 from service import Service, eventually
 
 from tramontane.client import (
@@ -26,6 +28,7 @@ from tramontane.client import (
     StatusError,
     Unavailable,
 )
+from tramontane.stages.config import ModelConfig
 
 pytestmark = pytest.mark.ray
 
@@ -36,6 +39,14 @@ VERSE = "The wind that from the northern mountain falls\nHath swept the harbour 
 def client(service: Service):
     with Client(service.target) as client:
         yield client
+
+
+def running(process: psutil.Process) -> bool:
+    """Neither ended nor a zombie that waits for its parent to look."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def idle(client: Client) -> bool:
@@ -69,6 +80,12 @@ def test_a_seed_gives_the_same_again_and_is_told_where_unset(client: Client) -> 
     other = client.generate("The king", max_tokens=24, seed=first.seed + 1)
     assert again.token_ids == first.token_ids
     assert other.token_ids != first.token_ids
+
+
+def test_two_stages_over_ray_say_what_the_dumb_reference_says(service: Service, client: Client, embedded_dir) -> None:
+    prompt = client.tokenize(VERSE)
+    expected = greedy(load_tensors(embedded_dir), ModelConfig.load(embedded_dir), list(prompt), 12)
+    assert list(client.generate(VERSE, max_tokens=12, temperature=0, ignore_eos=True).token_ids) == expected
 
 
 async def test_many_users_at_once_get_what_each_gets_alone(service: Service) -> None:
@@ -195,6 +212,37 @@ def test_killed_parts_a_controller_is_missed_by_nobody_a_stage_ends_its_requests
         assert broken.end() == 1
 
 
+@pytest.mark.parametrize("role", ["router", "gateway"])
+def test_a_killed_router_or_gateway_is_said(role: str) -> None:
+    broken = Service("--stages", "1")
+    try:
+        with Client(broken.target, ClientOptions(wait=False)) as client:
+            pid = next(process.pid for process in client.stats().processes if process.role == role)
+            with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
+                next(iter(stream))
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(Unavailable):
+                    list(stream)
+            if role == "router":
+                eventually(lambda: client.health() is HealthStatus.NOT_SERVING)
+        broken.wait_for("not serving: ")
+    finally:
+        assert broken.end(signal.SIGTERM) == 1
+
+
+def test_the_port_opens_before_loading_and_a_killed_serve_leaves_nothing() -> None:
+    killed = Service("--stages", "1")
+    with Client(killed.wait_for(r"^listening on (\S+),")[1], ClientOptions(wait=False)) as client:
+        seen = {client.health()}
+        assert killed.target
+        seen.add(client.health())
+        assert seen == {HealthStatus.NOT_SERVING, HealthStatus.SERVING}
+        processes = [psutil.Process(process.pid) for process in client.stats().processes]
+    processes += psutil.Process(killed.process.pid).children(recursive=True)
+    killed.process.kill()
+    eventually(lambda: not any(running(process) for process in processes), 60)
+
+
 def test_ctrl_c_leaves_nothing_behind() -> None:
     ended = Service("--stages", "1")
     with Client(ended.target) as client:
@@ -202,5 +250,5 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
     children = psutil.Process(ended.process.pid).children(recursive=True)
     os.killpg(ended.process.pid, signal.SIGINT)  # as a terminal sends it: to everything in the foreground
     assert ended.end() == 0, ended.output
-    eventually(lambda: not any(process.is_running() for process in [*processes, *children]))
+    eventually(lambda: not any(running(process) for process in [*processes, *children]))
     assert list((Path(ended.logs).parent / "tramontane").glob("*.sock")) == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -40,6 +44,19 @@ def run(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+@contextlib.contextmanager
+def joined(cluster: RayCluster) -> Iterator[ModuleType]:
+    """Ray, connected to the cluster from this process."""
+    os.environ["RAY_AUTH_MODE"] = cluster.environment["RAY_AUTH_MODE"]
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
 def test_a_detached_service_over_two_nodes_lives_until_down(cluster: RayCluster) -> None:
     serve = ["serve", "--stages", "2", "--cpus-per-stage", "1", "--port", "0"]
     started = run(cluster, *serve, "--detach")
@@ -55,6 +72,28 @@ def test_a_detached_service_over_two_nodes_lives_until_down(cluster: RayCluster)
     assert second.returncode == 1
     assert "serves a model already" in second.stderr
 
+    gateway = next(process for process in processes if process.role == "gateway")
+    os.kill(gateway.pid, signal.SIGSTOP)  # a hung part must not keep the others alive
     assert run(cluster, "down").returncode == 0
     eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
     assert run(cluster, "down").returncode == 1
+
+
+def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_refused(cluster: RayCluster) -> None:
+    serve = [TRAMONTANE, "serve", "--port", "0", "--address", cluster.address]
+    first = subprocess.Popen(serve, env=cluster.environment, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    target = next(line for line in first.stdout if line.startswith("ready")).split(" on ")[-1].strip()
+    first.kill()
+    first.wait(30)
+    with Client(target) as client:
+        assert client.generate("The king", max_tokens=4, ignore_eos=True).token_ids
+        processes = client.stats().processes
+
+    with joined(cluster) as ray:
+        ray.kill(ray.get_actor("controller", namespace="tramontane"))
+    refused = run(cluster, "serve", "--port", "0")
+    assert refused.returncode == 1
+    assert "stage-0.0" in refused.stderr
+    assert run(cluster, "down").returncode == 0
+    eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))

@@ -146,7 +146,18 @@ async def test_a_dead_stage_ends_every_request(folder) -> None:
         await asyncio.gather(*(heard.finished for heard in crowd))
         assert {heard.reason for heard in crowd} == {EndReason.BROKEN}
         assert "stage" in await pipeline.router.broken()
+        await asyncio.wait_for(asyncio.shield(pipeline.pipeline.broken), 10)  # its link is closed, with nobody's help
         assert pipeline.idle
+
+
+async def test_a_stage_that_fails_while_binding_is_named_at_once(folder) -> None:
+    async with LocalPipeline(folder, [4, 4]) as pipeline:
+        second = pipeline.make_router("router-1")
+        pipeline.workers[1].close()  # it binds no more links
+        with pytest.raises(RuntimeError, match="stage"):
+            await asyncio.wait_for(second.bind(), 20)
+        assert second.is_broken
+        await second.close()
 
 
 async def test_a_new_router_binds_higher_and_fences_the_old_one(folder, expected) -> None:
