@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ipaddress
 import math
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -116,11 +118,19 @@ def _start_ray(address: str | None) -> None:
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
     if address is None:
         click.echo("starting Ray")
+        _start_reaper()
         quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(address=address or "local", **quiet)
     except ConnectionError as error:
         raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def _start_reaper() -> None:
+    """See `reaper.py`; the pipe to it stays open as long as this process lives."""
+    command = [sys.executable, "-m", "tramontane.cluster.reaper", str(os.getpid())]
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  (our own)
+    atexit.register(reaper.communicate)
 
 
 def _say_plan(spec: ServiceSpec) -> None:

@@ -1,0 +1,35 @@
+"""Ends what is left of a Ray that we started when its `serve` was killed: Ray's own agents outlive a killed driver.
+
+Runs beside `serve` in a process of its own, `python -m tramontane.cluster.reaper PID`, whose standard input is a pipe that
+closes when `serve` ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+
+import psutil
+
+PERIOD_S = 3.0
+GRACE_S = 3.0
+"""For what ends by itself."""
+
+
+def reap(serve: psutil.Process) -> None:
+    """Keep in mind all that `serve` has started, and once it has ended, end what is still there."""
+    started: set[psutil.Process] = set()
+    itself = psutil.Process()
+    while not select.select([sys.stdin], [], [], PERIOD_S)[0]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started.update(serve.children(recursive=True))
+    started.discard(itself)
+    _, left = psutil.wait_procs(started, timeout=GRACE_S)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil knows when a process id has been given to another process
+
+
+if __name__ == "__main__":
+    reap(psutil.Process(int(sys.argv[1])))
