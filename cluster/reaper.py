@@ -1,6 +1,6 @@
 """Ends what is left of a Ray that we started when its `serve` was killed: Ray's own agents outlive a killed driver.
 
-Runs beside `serve` in a process of its own, `python -m tramontane.cluster.reaper PID`, whose standard input is a pipe that
+`python -m tramontane.cluster.reaper PID` runs beside `serve` in a process of its own. Its standard input is a pipe that
 closes when `serve` ends, however it ends.
 """
 

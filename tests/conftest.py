@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from fake_server import FakeServer
 from service import Service
 
 from tramontane.client import Client
+
+# Where the tests run in the background, SIGINT is ignored, and every process that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 

@@ -168,4 +168,5 @@ async def test_closing_a_listener_ends_its_links_tasks_and_descriptors(folder, n
         with pytest.raises(LinkClosed):
             await link.receive()
         await link.wait_closed()
-    await until(lambda: (open_descriptors(), len(asyncio.all_tasks())) == (descriptors, tasks))
+    # At most: what tests before this one have left may go meanwhile.
+    await until(lambda: open_descriptors() <= descriptors and len(asyncio.all_tasks()) <= tasks)

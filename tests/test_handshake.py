@@ -139,7 +139,7 @@ def test_a_silent_dialler_holds_nobody_up_and_is_given_up(node, sent, monkeypatc
         assert "refused" not in caplog.text, "the honest one had to wait"
         assert is_closed(silent)
         silent.close()
-        wait_until(lambda: open_descriptors() == before)
+        wait_until(lambda: open_descriptors() <= before)
     assert "refused a dialler: " in caplog.text
 
 
@@ -220,7 +220,7 @@ def test_tcp_listens_to_the_wide_only_on_one_interface_and_with_a_secret(host, s
         with pytest.raises(ValueError, match=complaint):
             Listener(node=NEAR, unix_path=folder / "d", secret=secret, on_link=lambda link, hello: None, host=host)
         assert not list(folder.iterdir())
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_the_socket_lies_where_only_its_owner_enters():

@@ -366,4 +366,4 @@ def test_descriptors_threads_and_paths_return_to_baseline(node):
             assert all(path.is_socket() for path in paths)
             whole.close()
             assert not any(path.exists() for path in paths)
-    wait_until(lambda: (open_descriptors(), threading.active_count()) == (descriptors, threads))
+    wait_until(lambda: open_descriptors() <= descriptors and threading.active_count() <= threads)
