@@ -53,8 +53,8 @@ class Judgement(NamedTuple):
 
     nats_per_token: float
     bits_per_character: float
-    least_share: float
-    """The smallest share of assignments that any expert of any layer gets."""
+    least_shares: tuple[float, ...]
+    """For each layer, the share of its choices that its least used expert gets; 1 / experts where all get the same."""
 
 
 def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -111,8 +111,8 @@ def judge(model: TrainingModel, tokens_N: Tensor, characters: int, length: int =
         for layer, routing in enumerate(routings):
             counts[layer] += routing.chosen_Nk[context:].flatten().bincount(minlength=model.shape.experts)
     model.train()
-    share = (counts / counts.sum(1, keepdim=True)).min().item()
-    return Judgement(nats / (len(tokens_N) - 1), nats / characters / math.log(2), share)
+    shares = (counts / counts.sum(1, keepdim=True)).min(1).values
+    return Judgement(nats / (len(tokens_N) - 1), nats / characters / math.log(2), tuple(shares.tolist()))
 
 
 def save(model: TrainingModel, folder: Path) -> None:
@@ -172,7 +172,7 @@ def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> t
     tokenizer = train_tokenizer(text[:cut], shape.vocab, folder / "tokenizer.model")
     seen_N, unseen_N = encode(tokenizer, text[:cut]), encode(tokenizer, text[cut:])
     model = TrainingModel(shape)
-    average, best_model, best = copy.deepcopy(model), copy.deepcopy(model), Judgement(math.inf, math.inf, 0.0)
+    average, best_model, best = copy.deepcopy(model), copy.deepcopy(model), Judgement(math.inf, math.inf, ())
     optimizers = optimizers_of(model, recipe)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     steps = recipe.epochs * math.ceil(len(seen_N) // recipe.length / recipe.batch)
@@ -210,7 +210,7 @@ def describe(judgement: Judgement) -> str:
     """One line."""
     return (
         f"unseen: {judgement.nats_per_token:.4f} nats a token, {judgement.bits_per_character:.4f} bits a character, "
-        f"least used expert {judgement.least_share:.1%}"
+        f"least used expert {min(judgement.least_shares):.1%}"
     )
 
 
