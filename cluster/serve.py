@@ -56,11 +56,12 @@ def serve(options: ServeOptions) -> int:
         spec = plan_service(options, ray.cluster_resources())
         _say_plan(spec)
         controller = ray_platform.create_controller(spec)
-        ready = _follow(controller, spec, ending, owns_ray=options.address is None)
-        if ready and options.detach:
+        if not _follow(controller, spec, ending, owns_ray=options.address is None):
+            return 0 if ending.is_set() else 1  # the user may end it before it is ready
+        if options.detach:
             controller = None
             return 0
-        return 0 if ready and _hold(controller, ending) else 1
+        return 0 if _hold(controller, ending) else 1
     except ServiceGone:
         controller = None
         raise
