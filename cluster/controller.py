@@ -150,9 +150,8 @@ class Controller:
         assert self._gateway is not None
         while not loading.done():
             await asyncio.wait([loading], timeout=PROGRESS_PERIOD_S)
-            fractions = await asyncio.gather(*(stage.progress() for stage in self._stages), return_exceptions=True)
-            known = [fraction for fraction in fractions if not isinstance(fraction, BaseException)]
-            self._say(fraction=sum(known) / len(self._stages))
+            fractions = await _answers([stage.progress() for stage in self._stages])
+            self._say(fraction=sum(fractions) / len(self._stages))
             await self._gateway.set_loading(self._status.fraction)
         return await loading
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Serving"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+NOT_THIS_MACHINES = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""A name may have addresses that this machine lacks (`::1` where IPv6 is off); one that can be bound is enough."""
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
 
@@ -124,9 +128,20 @@ async def _check_port(host: str, port: int) -> None:
     """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr."""
     try:
         places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, _, _, address in places:
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+        troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]
+        serious = [error for error in troubles if error.errno not in NOT_THIS_MACHINES]
+        if serious or len(troubles) == len(places):
+            raise (serious or troubles)[0]
     except OSError as error:
         raise OSError(f"cannot listen on {host_port(host, port)}: {error.strerror or error}") from error
+
+
+def _trouble(family: int, kind: int, protocol: int, _name: str, address: Any) -> OSError | None:
+    """What keeps us from binding this address, if anything."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None

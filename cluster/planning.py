@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
     gpus = resources.get("GPU", 0.0)
     device = options.device if options.device != "auto" else "cuda" if gpus >= stages else "cpu"
     return ServiceSpec(
+        identity=secrets.token_hex(8),
         generation=1,
         name=options.name or model_dir.name,
         model_dir=str(model_dir),

@@ -15,7 +15,7 @@ from typing import Any, cast
 import ray
 from ray.experimental import internal_kv
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id, start_logging
@@ -59,7 +59,7 @@ class RayPlatform:
         self._spec = spec
 
     async def gateway(self, name: str) -> GatewayControl:
-        return cast(GatewayControl, self._part(Gateway, name, {}, self._spec, 0))
+        return cast(GatewayControl, self._part(Gateway, name, _beside_us(), self._spec, 0))
 
     async def reserve(self, replica: int) -> None:
         if not _reserved(replica):
@@ -89,7 +89,7 @@ class RayPlatform:
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
 
     async def end(self) -> None:
-        await asyncio.to_thread(end_parts)
+        await asyncio.to_thread(end_parts, self._spec.identity)
 
     def _part(self, actor: Any, name: str, options: dict[str, object], *arguments: object) -> ActorPort:
         """The living actor of this name, else a new one."""
@@ -123,14 +123,24 @@ def create_controller(spec: ServiceSpec) -> Any:
         raise ValueError(
             "this Ray cluster is about to serve another model; `tramontane down` clears what is left of it"
         )
-    return cast(Any, Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached").remote()
+    options = {"name": CONTROLLER, "namespace": NAMESPACE, "lifetime": "detached", **_beside_us()}
+    return cast(Any, Controller).options(**options).remote()
 
 
-def end_parts() -> bool:
+def served_identity() -> str | None:
+    """The identity of the service on this Ray cluster, by its record; None where there is none."""
+    record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
+    return None if record is None else ServiceSpec.decode(record).identity
+
+
+def end_parts(identity: str | None = None) -> bool:
     """End every part but the controller, give the room back and forget the spec. False where there was nothing.
 
+    With an `identity`, only if the cluster's record is of that service; without one, whatever is there.
     Parts are asked to close, so that they free their sockets; one that is hung or dead is killed all the same.
     """
+    if identity is not None and served_identity() != identity:
+        return False
     names = [name for name in _names() if name != CONTROLLER]
     parts = []
     for name in names:
@@ -145,6 +155,11 @@ def end_parts() -> bool:
         remove_placement_group(ray.util.get_placement_group(_group_name(0)))
     forgotten = internal_kv._internal_kv_del(SPEC_KEY, namespace=NAMESPACE)
     return bool(names or reserved or forgotten)
+
+
+def _beside_us() -> dict[str, object]:
+    """On this process's node: the port opens where `serve` was typed, as long as that node lives."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id(), soft=True)}
 
 
 def _names() -> list[str]:

@@ -12,7 +12,8 @@ import sys
 
 import psutil
 
-PERIOD_S = 3.0
+PERIOD_S = 0.25
+"""Ray starts its processes within seconds, each the child of another."""
 GRACE_S = 3.0
 """For what ends by itself."""
 
@@ -24,6 +25,9 @@ def reap(serve: psutil.Process) -> None:
     while not select.select([sys.stdin], [], [], PERIOD_S)[0]:
         with contextlib.suppress(psutil.NoSuchProcess):
             started.update(serve.children(recursive=True))
+    for process in list(started):  # born since the last look
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started.update(process.children(recursive=True))
     started.discard(itself)
     _, left = psutil.wait_procs(started, timeout=GRACE_S)
     for process in left:

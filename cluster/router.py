@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 BIND_TIMEOUT_S = 60.0
 STEP_DEADLINE_S = 300.0
-"""A chunk of a large model may take a slow CPU a minute."""
+"""Of one stage. A chunk of a large model may take a slow CPU a minute."""
 
 
 class StagePort(Protocol):
@@ -133,6 +133,8 @@ class Router:
                 for stage, downstream in zip(self._stages, [*addresses[1:], self._listener.address], strict=True)
             )
         )
+        if self.is_broken:  # closed meanwhile
+            return
         for index, stage in enumerate(self._stages):
             self._start(self._watch(index, stage.run(self._epoch)))
         downlink = await AsyncLink.dial(
@@ -145,7 +147,11 @@ class Router:
             timeout_s=BIND_TIMEOUT_S,
         )
         first: set[asyncio.Future[Any]] = {self._results, self._broken}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            downlink.close()
+            raise
         if self.is_broken:
             downlink.close()
             return
@@ -224,9 +230,10 @@ class Router:
         """A hung stage says nothing and closes nothing: no result in time breaks the pipeline."""
         while True:
             seen, in_flight = self._results_seen, self._scheduler.in_flight
-            await asyncio.sleep(STEP_DEADLINE_S)
+            deadline_s = STEP_DEADLINE_S * len(self._stages)
+            await asyncio.sleep(deadline_s)
             if in_flight and self._results_seen == seen:
-                self._break(f"no result for {STEP_DEADLINE_S:.0f} s: a stage hangs")
+                self._break(f"no result for {deadline_s:.0f} s: a stage hangs")
 
     async def _watch(self, index: int, run: Awaitable[str]) -> None:
         """A stage's run ends when its links close, or fails when its process dies."""

@@ -113,7 +113,8 @@ class Scheduler:
         if not self._layout.fits(length):
             blocks = self._roster.blocks
             raise ValueError(f"{asked} need {blocks.needed(length)} KV blocks, and the pools hold {list(blocks.total)}")
-        self._admit()  # so that only those count as waiting for whom there is no room
+        if self._roster.newcomers >= self._max_waiting:
+            self._admit()  # so that only those count as waiting for whom there is no room
         if self._roster.newcomers >= self._max_waiting:
             raise QueueFull(self._roster.newcomers, self._max_waiting)
         self._roster.enter(sequence)

@@ -20,6 +20,7 @@ import click
 from tramontane.cluster.controller import ServicePhase, Status
 from tramontane.cluster.doors import host_port
 from tramontane.cluster.planning import ServeOptions, plan_service
+from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
 POLL_S = 0.2
@@ -50,9 +51,9 @@ def serve(options: ServeOptions) -> int:
     from tramontane.cluster import ray_platform
 
     controller = None
-    try:
-        import ray
+    import ray
 
+    try:
         spec = plan_service(options, ray.cluster_resources())
         _say_plan(spec)
         controller = ray_platform.create_controller(spec)
@@ -61,13 +62,13 @@ def serve(options: ServeOptions) -> int:
         if options.detach:
             controller = None
             return 0
-        return 0 if _hold(controller, ending) else 1
+        return 0 if _hold(controller, spec, ending) else 1
     except ServiceGone:
         controller = None
         raise
     finally:
         if controller is not None:
-            _end(controller)
+            _end(controller, spec.identity)
         ray.shutdown()
 
 
@@ -85,7 +86,7 @@ def down(address: str) -> int:
     try:
         controller = actors.find_controller()
         if controller is not None:
-            return 0 if _end(controller) else 1
+            return 0 if _end(controller, ray_platform.served_identity()) else 1
         if ray_platform.end_parts():
             click.echo("ended what was left of a service without a controller")
             return 0
@@ -152,7 +153,7 @@ def _follow(controller: Any, spec: ServiceSpec, ending: threading.Event, *, owns
 
     said, listening = "", False
     while not ending.wait(POLL_S):
-        status = _status(controller)
+        status = _status(controller, spec)
         if status is None:
             continue
         if status.port and not listening:
@@ -182,35 +183,43 @@ def _line(status: Status, spec: ServiceSpec) -> str:
     return ""
 
 
-def _hold(controller: Any, ending: threading.Event) -> bool:
+def _hold(controller: Any, spec: ServiceSpec, ending: threading.Event) -> bool:
     """Wait for the user's end; a service that breaks is said once. True if it was whole until then."""
     whole = True
     while not ending.wait(POLL_S * 5):
-        status = _status(controller)
+        status = _status(controller, spec)
         if status is not None and status.phase is ServicePhase.BROKEN and whole:
             click.echo(f"not serving: {status.detail}", err=True)
             whole = False
     return whole
 
 
-def _status(controller: Any) -> Status | None:
+def _status(controller: Any, spec: ServiceSpec) -> Status | None:
     """What the controller says; None while Ray restarts it.
 
     Raises:
-        ServiceGone: somebody else has ended it.
+        ServiceGone: somebody else has ended the service.
+        ConnectionError: the controller cannot live; the reason as one line.
     """
     import ray
+
+    from tramontane.cluster import ray_platform
 
     try:
         return cast(Status, ray.get(controller.status.remote(), timeout=ANSWER_TIMEOUT_S))
     except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
         return None
-    except ray.exceptions.RayActorError:
-        raise ServiceGone("the service was ended from elsewhere") from None
+    except ray.exceptions.RayActorError as error:
+        if ray_platform.served_identity() != spec.identity:
+            raise ServiceGone("the service was ended from elsewhere") from None
+        raise ConnectionError(f"the controller cannot run: {one_line(error)}") from None
 
 
-def _end(controller: Any) -> bool:
-    """End the service; what the controller cannot end, because it or a part is hung, is swept away. False then."""
+def _end(controller: Any, identity: str | None) -> bool:
+    """End the service of this identity. False where its controller, or a part, was hung and had to be swept away.
+
+    The controller goes last: as long as its name is taken, nobody starts another service here.
+    """
     import ray
 
     from tramontane.cluster import ray_platform
@@ -221,9 +230,10 @@ def _end(controller: Any) -> bool:
     try:
         ray.get(controller.stop.remote(), timeout=STOP_TIMEOUT_S)
     except Exception as error:
-        click.echo(f"the controller did not end by itself: {type(error).__name__}; sweeping up", err=True)
+        click.echo(f"the controller did not end by itself: {type(error).__name__}", err=True)
         whole = False
+        if identity is not None:
+            ray_platform.end_parts(identity)
     ray.kill(controller)
-    ray_platform.end_parts()
     click.echo(f"ended in {time.monotonic() - started:.1f} s")
     return whole

@@ -34,8 +34,8 @@ T = TypeVar("T")
 INLINE_BYTES = 4096
 """Messages up to this size are tokenized on the event loop, in about a millisecond; larger ones on a thread."""
 TOKENIZER_THREADS = 2
-LARGE_LIMIT = 64
-"""Larger messages held at a time; a further one is refused, so that they cannot fill the memory."""
+LARGE_LIMIT_BYTES = 256 * 2**20
+"""Larger messages held at a time; what goes over it is refused, so that they cannot fill the memory."""
 
 
 class Servicer(pb_grpc.ServingServicer):
@@ -48,7 +48,7 @@ class Servicer(pb_grpc.ServingServicer):
         self._numbers = itertools.count()
         self._open: dict[int, tuple[Pipeline, Completion]] = {}
         self._calls = 0
-        self._large = 0
+        self._large_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -194,17 +194,17 @@ class Servicer(pb_grpc.ServingServicer):
         """Do small work here, large work on a thread, so that the event loop goes on."""
         if size <= INLINE_BYTES:
             return work()
-        if self._large >= LARGE_LIMIT:
+        if self._large_bytes + size > LARGE_LIMIT_BYTES:
             raise CallError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._large} large prompts are being tokenized, and the limit is {LARGE_LIMIT}",
+                f"{self._large_bytes} bytes of prompts wait to be tokenized, and the limit is {LARGE_LIMIT_BYTES}",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._large += 1
+        self._large_bytes += size
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._large -= 1
+            self._large_bytes -= size
 
 
 def _invalid(error: InvalidField) -> CallError:

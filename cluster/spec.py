@@ -18,6 +18,8 @@ NAMESPACE = "tramontane"
 class ServiceSpec:
     """All that the controller needs to create the service's parts, again and again. It holds no secret."""
 
+    identity: str
+    """A random name of this service: parts of another one are left alone."""
     generation: int
     """Counts up with each change."""
     name: str

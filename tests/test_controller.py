@@ -132,6 +132,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def spec(folder) -> ServiceSpec:
     return ServiceSpec(
+        identity="this one",
         generation=1,
         name="m",
         model_dir=str(folder),
