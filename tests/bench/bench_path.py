@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import itertools
 import json
+import os
 import platform
 import statistics
 import sys
@@ -115,7 +117,8 @@ def main() -> None:
                 )
         finally:
             service.end()
-    print(json.dumps({"bench": "path", "machine": platform.processor() or platform.machine(), "rows": rows}))
+    about = {"machine": platform.machine(), "cpus": os.cpu_count(), "date": datetime.date.today().isoformat()}
+    print(json.dumps({"bench": "path", **about, "rows": rows}))
 
 
 if __name__ == "__main__":
