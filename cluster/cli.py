@@ -75,7 +75,8 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 def serve(**options: Any) -> None:
     """Serve MODEL_DIR, a Hugging Face folder of a Mistral or Mixtral, or without one the small embedded model.
 
-    The port opens at once; requests are answered when the stages have loaded. Ctrl-C ends what this command started.
+    The port opens as soon as Ray is up; requests are answered when the stages have loaded. Ctrl-C ends what was
+    started.
     """
     from tramontane.cluster import serve as serving
     from tramontane.cluster.planning import ServeOptions
@@ -96,5 +97,5 @@ def _told(job: Callable[[], int]) -> int:
     """A user's mistake is one line, not a traceback."""
     try:
         return job()
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

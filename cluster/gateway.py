@@ -61,7 +61,7 @@ class Gateway:
             OSError: names host and port: in use, or not this machine's.
         """
         assert self._server is None, "a gateway starts once"
-        await _check_port(host, port)
+        await check_port(host, port)
         # grpc lets up to twice the limit in, so that who sent too much hears it from the interceptor, with numbers.
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * self._request_limit_bytes)]
         server = grpc.aio.server(interceptors=[RequestGuard(self._request_limit_bytes)], options=options)
@@ -124,8 +124,12 @@ class Gateway:
         self._health.changed()
 
 
-async def _check_port(host: str, port: int) -> None:
-    """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr."""
+async def check_port(host: str, port: int) -> None:
+    """Try the port first: grpc says of a port in use only that it failed, after a line of its own on stderr.
+
+    Raises:
+        OSError: names host and port: in use, or not this machine's.
+    """
     try:
         places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]

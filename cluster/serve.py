@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import ipaddress
@@ -19,6 +20,7 @@ import click
 
 from tramontane.cluster.controller import ServicePhase, Status
 from tramontane.cluster.doors import host_port
+from tramontane.cluster.gateway import check_port
 from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
@@ -39,10 +41,13 @@ def serve(options: ServeOptions) -> int:
 
     Raises:
         ValueError: see `plan_service`, or the options contradict each other.
+        OSError: the port is in use.
         ConnectionError: no Ray cluster at `address`, or the service was ended from elsewhere.
     """
     _check_reach(options)
-    plan_service(options, {})  # what is wrong with the model is said before Ray starts
+    plan_service(options, {})  # what is wrong with the model, or the port, is said before Ray starts
+    if options.address is None:
+        asyncio.run(check_port(options.host, options.port))
 
     ending = threading.Event()
     _start_ray(options.address)
@@ -114,7 +119,9 @@ def _start_ray(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if "RAY_AUTH_TOKEN" in os.environ else "disabled")
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # what `ray start` does; the token is the environment's or its file's
     import ray
 
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
