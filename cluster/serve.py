@@ -119,9 +119,8 @@ def _start_ray(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     else:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # what `ray start` does; the token is the environment's or its file's
+        # As `ray start` does; the token is that of the environment, or of the file that Ray keeps.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
