@@ -10,6 +10,7 @@ help: ## Show this list
 install: .venv/installed ## Make .venv with everything
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "setting up .venv; the first time this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,dev]'
 	@touch $@
