@@ -8,6 +8,7 @@ whenever they judge better.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import os
@@ -59,9 +60,10 @@ class Judgement(NamedTuple):
 
 def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.SentencePieceProcessor:
     """A unigram vocabulary with byte fallback, so that any text can be said; text comes back as it was."""
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()),
-        model_prefix=str(path.with_suffix("")),
+        model_writer=model,  # a path would be written into the model
         vocab_size=vocab,
         model_type="unigram",
         byte_fallback=True,
@@ -73,7 +75,7 @@ def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.Sentence
         eos_id=EOS,
         minloglevel=2,
     )
-    path.with_suffix(".vocab").unlink()
+    path.write_bytes(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
