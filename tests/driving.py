@@ -175,6 +175,24 @@ class Drive:
         self.release(sequence)
         return logits
 
+    def packed(self, prompts: Sequence[Sequence[int]], *, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Logits of every position of each prompt, all fed together.
+
+        Each microbatch holds a piece of every prompt that is not done; `sizes`, one a prompt, rotate over the prompts.
+        """
+        sequences = [self.sequence(prompt) for prompt in prompts]
+        found: dict[Driven, list[torch.Tensor]] = {sequence: [] for sequence in sequences}
+        while any(sequence.cached < len(sequence.tokens) for sequence in sequences):
+            pieces = [
+                (sequence, min(size, len(sequence.tokens) - sequence.cached))
+                for sequence, size in zip(sequences, sizes, strict=True)
+                if sequence.cached < len(sequence.tokens)
+            ]
+            for (sequence, _), logits in zip(pieces, self.logits(*pieces), strict=True):
+                found[sequence].append(logits)
+            sizes = [*sizes[1:], *sizes[:1]]
+        return [torch.cat(found[sequence]) for sequence in sequences]
+
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """Feed a prompt in chunks, then decode so many ids greedily."""
         sequence = self.sequence(prompt)

@@ -96,19 +96,8 @@ def test_packed_equals_alone(model, kernels):
     """Four sequences of different lengths and phases, chunks and decode tokens in one microbatch."""
     prompts = [PROMPT[:70], PROMPT[20:23], PROMPT[5:40], PROMPT[60:90]]
     drive = model.drive(kernels=kernels)
-    sequences, found = [drive.sequence(prompt) for prompt in prompts], [[] for _ in prompts]
-    sizes = [8, 1, 5, 3]
-    while any(sequence.cached < len(sequence.tokens) for sequence in sequences):
-        pieces = [
-            (sequence, min(size, len(sequence.tokens) - sequence.cached))
-            for sequence, size in zip(sequences, sizes, strict=True)
-            if sequence.cached < len(sequence.tokens)
-        ]
-        for (sequence, _), logits in zip(pieces, drive.logits(*pieces), strict=True):
-            found[sequence.number].append(logits)
-        sizes = sizes[1:] + sizes[:1]
-    for prompt, logits in zip(prompts, found, strict=True):
-        close(torch.cat(logits), model.expected(prompt))
+    for prompt, logits in zip(prompts, drive.packed(prompts, sizes=[8, 1, 5, 3]), strict=True):
+        close(logits, model.expected(prompt))
 
 
 def test_decode_of_long_and_short_sequences_together(tmp_path):

@@ -68,19 +68,8 @@ def test_packed_equals_alone(model, kernels):
     """Long and short ones, chunks and decode tokens in one microbatch, each of them at another place."""
     prompts = [model.prompt, model.prompt[90:], model.prompt[40:45], model.prompt[::-1]]
     drive = model.drive(kernels=kernels)
-    sequences, found = [drive.sequence(prompt) for prompt in prompts], [[] for _ in prompts]
-    sizes = [64, 1, 33, 20]
-    while any(sequence.cached < len(sequence.tokens) for sequence in sequences):
-        pieces = [
-            (sequence, min(size, len(sequence.tokens) - sequence.cached))
-            for sequence, size in zip(sequences, sizes, strict=True)
-            if sequence.cached < len(sequence.tokens)
-        ]
-        for (sequence, _), logits in zip(pieces, drive.logits(*pieces), strict=True):
-            found[sequence.number].append(logits)
-        sizes = sizes[1:] + sizes[:1]
-    for prompt, logits in zip(prompts, found, strict=True):
-        close(torch.cat(logits), model.logits(prompt))
+    for prompt, logits in zip(prompts, drive.packed(prompts, sizes=[64, 1, 33, 20]), strict=True):
+        close(logits, model.logits(prompt))
 
 
 @pytest.mark.parametrize("split", [[4, 4], [2, 2, 2, 2], [1] * 8], ids=lambda split: f"{len(split)} stages")
