@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tramontane.cluster.spec import ServiceSpec
@@ -78,26 +78,35 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
         dtype=dtype,
         kv_length=options.kv_length,
     )
-    stages = len(spans)
-    cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / stages
-    gpus = resources.get("GPU", 0.0)
-    device = options.device if options.device != "auto" else "cuda" if gpus >= stages else "cpu"
-    return ServiceSpec(
+    spec = ServiceSpec(
         identity=secrets.token_hex(8),
         generation=1,
         name=options.name or model_dir.name,
         model_dir=str(model_dir),
         spans=tuple((span.start, span.stop) for span in spans),
         dtype=dtype,
-        device=device,
+        device="",  # this, CPUs and threads depend on the cluster: `fit_to`
         layout=layout,
         context=context,
         sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
         max_batch_tokens=options.max_batch_tokens,
         max_waiting=options.max_waiting,
-        cpus_per_stage=cpus,
-        threads=options.threads or max(1, math.floor(cpus)),
+        cpus_per_stage=0.0,
+        threads=0,
         host=options.host,
         port=options.port,
         log_level=options.log_level,
+    )
+    return fit_to(spec, options, resources)
+
+
+def fit_to(spec: ServiceSpec, options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
+    """The spec for a cluster that offers these resources: everything else in it stays as it was planned."""
+    cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / spec.stages
+    enough = resources.get("GPU", 0.0) >= spec.stages
+    return replace(
+        spec,
+        cpus_per_stage=cpus,
+        threads=options.threads or max(1, math.floor(cpus)),
+        device=options.device if options.device != "auto" else "cuda" if enough else "cpu",
     )

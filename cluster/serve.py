@@ -21,7 +21,7 @@ import click
 from tramontane.cluster.controller import ServicePhase, Status
 from tramontane.cluster.doors import host_port
 from tramontane.cluster.gateway import check_port
-from tramontane.cluster.planning import ServeOptions, plan_service
+from tramontane.cluster.planning import ServeOptions, fit_to, plan_service
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
@@ -45,7 +45,7 @@ def serve(options: ServeOptions) -> int:
         ConnectionError: no Ray cluster at `address`, or the service was ended from elsewhere.
     """
     _check_reach(options)
-    plan_service(options, {})  # what is wrong with the model, or the port, is said before Ray starts
+    spec = plan_service(options, {})  # what is wrong with the model, or the port, is said before Ray starts
     if options.address is None:
         asyncio.run(check_port(options.host, options.port))
 
@@ -59,7 +59,7 @@ def serve(options: ServeOptions) -> int:
     import ray
 
     try:
-        spec = plan_service(options, ray.cluster_resources())
+        spec = fit_to(spec, options, ray.cluster_resources())
         _say_plan(spec)
         controller = ray_platform.create_controller(spec)
         if not _follow(controller, spec, ending, owns_ray=options.address is None):
