@@ -1,0 +1,346 @@
+"""What a run found, as frozen values: the table, the JSON, the page and `compare` all read these and nothing else.
+
+Milliseconds and seconds stand in the names. What could not be known is None, never NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tramontane.client.loadtest.plan import Load
+
+MEASURES = {
+    "ttft": "time to first token: from the intended arrival to the first token id (HTTP: the first content)",
+    "itl": "inter-token latency: gaps between messages that bring tokens",
+    "itl_per_token": "the same gaps, each message of k tokens counted as k equal gaps",
+    "tpot": "time per output token: (end - first token) / (tokens - 1), undefined below 2 tokens",
+    "e2el": "end-to-end latency: from the intended arrival to the end",
+    "e2el_per_token": "end-to-end latency divided by the completion's tokens",
+}
+"""Every latency that is reported, and its one definition. All are in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantile:
+    """One quantile with its 95 % confidence interval. Printed only with at least 10 samples beyond it."""
+
+    q: float
+    """0.5 is the median."""
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """One measure over all samples of a run, in milliseconds."""
+
+    count: int
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    quantiles: tuple[Quantile, ...]
+
+    def at(self, q: float) -> float | None:
+        """The quantile's value, None where there were too few samples for it."""
+        return next((each.value for each in self.quantiles if abs(each.q - q) < 1e-9), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A promise to keep, such as TTFT p95 < 1 s."""
+
+    measure: str
+    """A key of MEASURES."""
+    q: float
+    limit_ms: float
+
+    def __str__(self) -> str:
+        return f"{self.measure} p{self.q * 100:g} < {self.limit_ms:g} ms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Whether a run kept an objective. A refused, failed or cut request counts as infinitely late."""
+
+    objective: Objective
+    value_ms: float | None
+    """The quantile over all requests; None where it is infinite or there are no samples."""
+    met: bool | None
+    """None: no verdict, as of a closed loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Requests of the measured window with NORMAL, SLOW or CHURN conduct, by their end."""
+
+    sent: int
+    completed: int
+    failed: int
+    """Ended with an error, CUT ones aside."""
+    cut: int
+    by_status: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """Rates over the measured window. Tokens count when they arrive, requests when they end."""
+
+    requests_per_s: float
+    goodput_per_s: float | None
+    """Requests a second that met every objective; None without objectives, and of a closed loop."""
+    goodput_share: float | None
+    """Of all requests that arrived in the window."""
+    input_tokens_per_s: float
+    output_tokens_per_s: float
+    tokens_per_message: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Where a completed request's time went, on the mean. The parts add up to the mean end-to-end latency."""
+
+    client_lag_ms: float
+    """From the intended arrival to sending."""
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    network_ms: float
+    """The rest: the way there and back, and what nobody accounts for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorLag:
+    """How late the generator itself was."""
+
+    send: Distribution | None
+    """From each intended arrival to sending."""
+    read: Distribution | None
+    """By how much each worker's event loop ran behind, sampled all the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessShare:
+    """CPU time of one process over the measured window."""
+
+    role: str
+    """generator, gateway, router, stage or controller."""
+    name: str
+    cpu_s: float
+    cores: float
+    """CPU seconds a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerView:
+    """What the server's own counters say about the measured window. Two readings, subtracted."""
+
+    seconds: float
+    """Between the readings."""
+    stage_busy: dict[str, float]
+    """Share of the time that each stage spent inside its steps."""
+    microbatches: int
+    rows_per_microbatch: float | None
+    preemptions: int
+    processes: tuple[ProcessShare, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """What the generator itself reaches against a server that answers at once."""
+
+    requests_per_s: float
+    messages_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """Correctness while loading."""
+
+    offsets_wrong: int
+    """Streams that contradicted themselves."""
+    texts_checked: int
+    texts_wrong: int
+    """Text that is not what the ids print, up to the stop string."""
+    alone_checked: int
+    """Requests asked again alone after the run."""
+    alone_wrong: int
+    """Whose tokens were others than under load."""
+    repeats_checked: int
+    """Requests that share prompt, options and seed with an earlier one of the run."""
+    repeats_wrong: int
+    bad_accepted: int
+    """Requests that had to be refused and were not, or not in the right way."""
+    must_match: bool
+    """The model's `row_invariant`: a mismatch is a fault, not rounding."""
+    examples: tuple[str, ...] = ()
+    """One sentence a mismatch, the first few."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """A time in which requests were open and not one message came."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultReport:
+    """What one fault cost."""
+
+    fault: str
+    """As it was asked for."""
+    at_s: float
+    """When it really happened."""
+    target: str
+    """The process: role, name, pid."""
+    errors: int
+    """Requests that failed from then until recovery."""
+    pause_s: float | None
+    """Longest silence from then on; None where no message came again."""
+    goodput_before: float | None
+    goodput_after: float | None
+    """Completed requests a second, before the fault and after recovery."""
+    error: str = ""
+    """Why it could not be done, where it could not."""
+
+
+class Severity(StrEnum):
+    """What a finding means for the run. Sorted from worst."""
+
+    WRONG = "wrong"
+    """The server gave wrong answers. Exit status 1."""
+    INVALID = "invalid"
+    """The figures cannot be trusted. Exit status 4."""
+    MISSED = "missed"
+    """An objective was not kept. Exit status 3."""
+    NOTE = "note"
+    """The reader should know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One sentence that the reader must not miss."""
+
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Second:
+    """One second of the timeline."""
+
+    at_s: int
+    arrived: int
+    ended: int
+    failed: int
+    open: int
+    """Requests under way at its end."""
+    output_tokens: int
+    ttft_ms: float | None
+    """Median of the first tokens that came in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetInfo:
+    """Whom the run talked to."""
+
+    kind: str
+    """grpc or openai."""
+    address: str
+    model: str
+    version: str = ""
+    dtype: str = ""
+    stages: int | None = None
+    context_tokens: int | None = None
+    row_invariant: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where the generator ran."""
+
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Per request, in order of intended arrival, completed ones only: what `compare` resamples."""
+
+    arrived_s: tuple[float, ...] = ()
+    ttfts_ms: tuple[float, ...] = ()
+    e2els_ms: tuple[float, ...] = ()
+    tpots_ms: tuple[float | None, ...] = ()
+    itls_ms: tuple[tuple[float, ...], ...] = ()
+    input_lens: tuple[int, ...] = ()
+    output_lens: tuple[int, ...] = ()
+    met: tuple[bool, ...] = ()
+    """Whether it met every objective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One run."""
+
+    date: str
+    """ISO 8601, UTC, when it started."""
+    tool: str
+    """Name and version of this harness."""
+    command: str
+    target: TargetInfo
+    machine: Machine
+    workers: int
+    load: Load
+    workload: str
+    """Words for the report."""
+    window_s: tuple[float, float]
+    """The measured part of the run, warm-up and drain cut off."""
+    counts: Counts
+    latencies: dict[str, Distribution]
+    """By the keys of MEASURES; one without samples is left out."""
+    throughput: Throughput
+    objectives: tuple[Kept, ...]
+    split: Split | None
+    """None where the server does not tell its timings."""
+    lag: GeneratorLag
+    generator_cores: float
+    """CPU seconds a second of all generator processes together over the measured window."""
+    server: ServerView | None
+    checks: Checks | None
+    """None over HTTP, where ids are not told."""
+    stationary: bool | None
+    """None: too short to say."""
+    stalls: tuple[Stall, ...]
+    faults: tuple[FaultReport, ...]
+    ceiling: Ceiling | None
+    findings: tuple[Finding, ...]
+    timeline: tuple[Second, ...]
+    samples: Samples = field(default_factory=Samples)
+
+    @property
+    def exit_status(self) -> int:
+        """0; 1 for wrong answers, else 4 for figures that cannot be trusted, else 3 for a missed objective."""
+        severities = {finding.severity for finding in self.findings}
+        for severity, status in ((Severity.WRONG, 1), (Severity.INVALID, 4), (Severity.MISSED, 3)):
+            if severity in severities:
+                return status
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """Several runs of one workload at different rates."""
+
+    levels: tuple[RunResult, ...]
+    """In ascending order of rate."""
+    objectives: tuple[Objective, ...]
+    best_rate: float | None
+    """The highest rate at which every objective held; None where none did."""
+    first_missed_rate: float | None
+    """The lowest rate above it at which one did not; None where none was missed."""
