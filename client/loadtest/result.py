@@ -256,6 +256,8 @@ class TargetInfo:
     dtype: str = ""
     stages: int | None = None
     context_tokens: int | None = None
+    vocabulary_tokens: int | None = None
+    has_tokenizer: bool = True
     row_invariant: bool = False
 
 

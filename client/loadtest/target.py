@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import ServerTimings
 from tramontane.client.loadtest.result import TargetInfo
+from tramontane.client.types import Stats
 
 OnTokens: TypeAlias = Callable[[int], Awaitable[None]]
 """Called as soon as a message that brings tokens is read, with how many. May wait (a slow reader) or raise `Leave`."""
@@ -45,10 +46,12 @@ class TargetOptions:
     timeout_s: float = 300.0
     """Deadline of each request."""
     tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    token_file: Path | None = None
+    ca: str | None = None
+    """PEM files, by their paths, as the next ones."""
+    cert: str | None = None
+    key: str | None = None
+    token_file: str | None = None
+    """Holds a bearer token (HTTP: the API key)."""
     chat: bool = False
     """HTTP: use /chat/completions instead of /completions."""
 
@@ -56,6 +59,10 @@ class TargetOptions:
     def is_http(self) -> bool:
         """An OpenAI-compatible server."""
         return self.address.startswith(("http://", "https://"))
+
+    def read_token(self) -> str | None:
+        """The token that the file holds. Raises OSError."""
+        return Path(self.token_file).read_text().strip() if self.token_file else None
 
 
 class Target(Protocol):
@@ -74,6 +81,9 @@ class Target(Protocol):
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """The text that the ids print as a continuation; None where the server cannot say."""
 
+    async def stats(self) -> Stats | None:
+        """The server's counters; None where it has none to tell, or does not answer."""
+
     async def close(self) -> None:
         """Let all connections go."""
 
@@ -83,6 +93,7 @@ def open_target(options: TargetOptions) -> Target:
 
     Raises:
         ValueError: an option is not right, or a token would travel in clear.
+        OSError: the token's file cannot be read.
     """
     if options.is_http:
         from tramontane.client.loadtest.openai_target import OpenAITarget
