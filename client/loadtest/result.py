@@ -20,6 +20,9 @@ MEASURES = {
 }
 """Every latency that is reported, and its one definition. All are in milliseconds."""
 
+QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+"""Those that are reported of each measure, as far as there are samples for them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantile:
