@@ -171,6 +171,8 @@ class Checks:
     """Requests asked again alone after the run."""
     alone_wrong: int
     """Whose tokens were others than under load."""
+    alone_unanswered: int = 0
+    """Asked again alone and not answered in full; the first such one ends the asking."""
     repeats_checked: int
     """Requests that share prompt, options and seed with an earlier one of the run."""
     repeats_wrong: int
