@@ -205,7 +205,7 @@ class Gateway:
 
     async def _start(self) -> int:
         self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
-        return await self._gateway.start(self._spec.host, self._spec.port)
+        return await self._gateway.start(self._spec.entrance)
 
     async def generation(self) -> int:
         return self._plain.generation

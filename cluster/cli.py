@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import click
 
 LOG_LEVELS = ["debug", "info", "warning", "error"]
+FILE = click.Path(path_type=Path)
 
 
 class ByteSize(click.ParamType[int]):
@@ -52,7 +53,19 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option("--name", help="The model's name towards users. Default: the folder's.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0 takes a free one.")
-@click.option("--insecure", is_flag=True, help="Allow a --host beyond loopback; anyone who reaches it may use it.")
+@click.option("--tls-cert", type=FILE, help="Certificate chain (PEM). Files are read on the gateway's node.")
+@click.option("--tls-key", type=FILE, help="Its private key (PEM).")
+@click.option("--client-ca", type=FILE, help="Ask clients for a certificate of one of these authorities (PEM).")
+@click.option("--token-file", type=FILE, help="Ask every call for one of these bearer tokens, one a line.")
+@click.option("--insecure", is_flag=True, help="Allow a --host beyond loopback without TLS.")
+@click.option(
+    "--max-connection-age",
+    type=click.IntRange(0, 1_000_000),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Exchange connections that are older, so that clients find new gateways; streams go on. 0 is never.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the checkpoint's.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
@@ -72,11 +85,12 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
 @click.option("--detach", is_flag=True, help="With --address: return once ready and leave the service running.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead, one for each event.")
 def serve(**options: Any) -> None:
     """Serve MODEL_DIR, a Hugging Face folder of a Mistral or Mixtral, or without one the small embedded model.
 
     The port opens as soon as Ray is up; requests are answered when the stages have loaded. Ctrl-C ends what was
-    started.
+    started. Certificates and tokens are taken up anew when their files change.
     """
     from tramontane.cluster import serve as serving
     from tramontane.cluster.planning import ServeOptions
@@ -86,11 +100,12 @@ def serve(**options: Any) -> None:
 
 @click.command(short_help="End the service that runs on a Ray cluster.")
 @click.option("--address", default="auto", show_default=True, help="The Ray cluster, HOST:PORT or auto.")
-def down(address: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead, one for each event.")
+def down(address: str, as_json: bool) -> None:
     """End the service that runs on a Ray cluster: gateway, router, stages, controller and their room."""
     from tramontane.cluster import serve as serving
 
-    sys.exit(_told(lambda: serving.down(address)))
+    sys.exit(_told(lambda: serving.down(address, as_json=as_json)))
 
 
 def _told(job: Callable[[], int]) -> int:

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tramontane.cluster.doors import host_port
+from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
 from tramontane.cluster.interceptors import RequestGuard
 from tramontane.cluster.offer import Offer
@@ -27,6 +28,8 @@ from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
 from tramontane.cluster.stats import ServiceStats
+from tramontane.cluster.tls import server_credentials
+from tramontane.cluster.tokens import TokenGuard, Tokens
 from tramontane.cluster.validation import request_limit_bytes
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
@@ -37,6 +40,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Serving"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 NOT_THIS_MACHINES = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """A name may have addresses that this machine lacks (`::1` where IPv6 is off); one that can be bound is enough."""
+MIN_PING_INTERVAL_S = 20.0
+"""A third ping that comes sooner than this after another costs a client its connection."""
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
+"""After so long without a sign of life a client is pinged; so long it may take to answer."""
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
 
@@ -54,22 +61,31 @@ class Gateway:
         self._servicer = Servicer(self._offer, fetch_stats)
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, entrance: Entrance) -> int:
         """Open the port, and say which it is; port 0 takes a free one.
 
         Raises:
             OSError: names host and port: in use, or not this machine's.
+            ValueError: a file of the entrance is not right.
         """
         assert self._server is None, "a gateway starts once"
+        host, port = entrance.host, entrance.port
         await check_port(host, port)
-        # grpc lets up to twice the limit in, so that who sent too much hears it from the interceptor, with numbers.
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * self._request_limit_bytes)]
-        server = grpc.aio.server(interceptors=[RequestGuard(self._request_limit_bytes)], options=options)
+        guards: list[Any] = [RequestGuard(self._request_limit_bytes)]
+        if entrance.token_file is not None:
+            guards.insert(0, TokenGuard(Tokens(entrance.token_file)))
+        options = server_options(self._request_limit_bytes, entrance.max_connection_age_s)
+        server = grpc.aio.server(interceptors=guards, options=options)
         pb_grpc.add_ServingServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
         try:
-            bound = server.add_insecure_port(host_port(host, port))
+            if entrance.tls_cert is None:
+                bound = server.add_insecure_port(host_port(host, port))
+            else:
+                assert entrance.tls_key is not None, "a certificate comes with its key"
+                credentials = server_credentials(entrance.tls_cert, entrance.tls_key, entrance.client_ca)
+                bound = server.add_secure_port(host_port(host, port), credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host_port(host, port)}: {error}") from error
         await server.start()
@@ -122,6 +138,27 @@ class Gateway:
     def _on_change(self) -> None:
         log.info("%s is %s", self._name, "serving" if self._offer.serving else f"not serving: {self._offer.reason}")
         self._health.changed()
+
+
+def server_options(request_limit_bytes: int, max_connection_age_s: float) -> list[tuple[str, int]]:
+    """gRPC's arguments for a gateway's server."""
+    options = [
+        ("grpc.so_reuseport", 0),
+        # Up to twice the limit comes in, so that who sent too much hears it from the interceptor, with numbers.
+        ("grpc.max_receive_message_length", 2 * request_limit_bytes),
+        # A client may ping each 20 s, with or without calls. (gRPC's default of 5 minutes is longer than most firewalls
+        # and address translators keep a silent connection.)
+        ("grpc.http2.min_ping_interval_without_data_ms", round(MIN_PING_INTERVAL_S * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # The gateway pings too: a client whose machine is gone closes nothing, and its requests go on until then.
+        ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
+        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),  # else the third ping waits for data
+    ]
+    if max_connection_age_s:
+        # The grace is gRPC's default, without end: streams that run on an old connection are never cut.
+        options.append(("grpc.max_connection_age_ms", max(1, round(max_connection_age_s * 1000))))
+    return options
 
 
 async def check_port(host: str, port: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.checkpoint import Checkpoint
@@ -29,7 +30,12 @@ class ServeOptions:
     name: str | None
     host: str
     port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    client_ca: Path | None
+    token_file: Path | None
     insecure: bool
+    max_connection_age: int
     dtype: str | None
     device: str
     kv_memory: int | None
@@ -43,6 +49,24 @@ class ServeOptions:
     address: str | None
     detach: bool
     log_level: str
+    as_json: bool
+
+    @property
+    def entrance(self) -> Entrance:
+        """What they say about how users get in."""
+
+        def absolute(path: Path | None) -> str | None:
+            return None if path is None else str(path.absolute())
+
+        return Entrance(
+            host=self.host,
+            port=self.port,
+            tls_cert=absolute(self.tls_cert),
+            tls_key=absolute(self.tls_key),
+            client_ca=absolute(self.client_ca),
+            token_file=absolute(self.token_file),
+            max_connection_age_s=self.max_connection_age,
+        )
 
 
 def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
@@ -93,8 +117,7 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
         max_waiting=options.max_waiting,
         cpus_per_stage=0.0,
         threads=0,
-        host=options.host,
-        port=options.port,
+        entrance=options.entrance,
         log_level=options.log_level,
     )
     return fit_to(spec, options, resources)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from tramontane.cluster.entrance import Entrance
 from tramontane.stages.kv_layout import KVLayout
 
 NAMESPACE = "tramontane"
@@ -16,7 +17,10 @@ NAMESPACE = "tramontane"
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSpec:
-    """All that the controller needs to create the service's parts, again and again. It holds no secret."""
+    """All that the controller needs to create the service's parts, again and again.
+
+    It holds no secret, only the paths of files that do.
+    """
 
     identity: str
     """A random name of this service: parts of another one are left alone."""
@@ -41,9 +45,8 @@ class ServiceSpec:
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""
-    host: str
-    port: int
-    """0 takes a free one."""
+    entrance: Entrance
+    """Where and how the gateway lets users in."""
     log_level: str
 
     @property
@@ -72,7 +75,8 @@ class ServiceSpec:
     def decode(cls, record: bytes) -> ServiceSpec:
         """Read a record of `encode`."""
         values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
-        return cls(**(values | {"layout": KVLayout(**values["layout"])}))
+        nested = {"layout": KVLayout(**values["layout"]), "entrance": Entrance(**values["entrance"])}
+        return cls(**(values | nested))
 
 
 def stage_name(replica: int, stage: int) -> str:

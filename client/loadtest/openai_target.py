@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL
@@ -72,7 +73,7 @@ class OpenAITarget:
             return reading.answer("DEADLINE_EXCEEDED", f"{self._options.timeout_s:g} s are over")
         except (aiohttp.ClientError, OSError) as error:
             return reading.answer("UNAVAILABLE", str(error) or type(error).__name__)
-        except ValueError as error:
+        except (ValueError, HttpProcessingError) as error:
             return reading.answer(PROTOCOL, str(error)[:ERROR_LIMIT])
         return reading.end()
 

@@ -1,0 +1,47 @@
+"""Starts a Ray of our own for `serve`, or joins one that runs."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import subprocess
+import sys
+from typing import Any
+
+from tramontane.cluster.spec import NAMESPACE
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Nothing of ours goes through Ray's object store; this is near its least size."""
+
+
+def start_ray(address: str | None) -> None:
+    """Start a Ray of our own, or join one. Ray reads its environment when it is imported, so that is set first.
+
+    Raises:
+        ConnectionError: no Ray cluster at `address`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        # As `ray start` does; the token is that of the environment, or of the file that Ray keeps.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        _start_reaper()
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address or "local", **quiet)
+    except ConnectionError as error:
+        raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def _start_reaper() -> None:
+    """See `reaper.py`; the pipe to it stays open as long as this process lives."""
+    command = [sys.executable, "-m", "tramontane.cluster.reaper", str(os.getpid())]
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  (our own)
+    atexit.register(reaper.communicate)

@@ -1,0 +1,68 @@
+"""The gateway's side of TLS: its certificate, and the authorities of its clients, taken up anew when files change."""
+
+from __future__ import annotations
+
+import ssl
+
+import grpc
+
+from tramontane.cluster.reloading import Reloading, read_bytes
+
+LIMIT_BYTES = 1 << 20
+"""Of one PEM file."""
+
+
+def server_credentials(cert: str, key: str, client_ca: str | None) -> grpc.ServerCredentials:
+    """TLS as these files say at each handshake; connections that are open stay as they are. With `client_ca` a client
+    has to prove itself by a certificate of one of its authorities.
+
+    Raises:
+        ValueError: see `read_identity`.
+    """
+    paths = [path for path in (cert, key, client_ca) if path is not None]
+    identity = Reloading("certificates", paths, lambda: read_identity(cert, key, client_ca))
+    in_use = first = identity.value()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Called by gRPC before each handshake; None is no change."""
+        nonlocal in_use
+        latest = identity.value()
+        if latest is in_use:
+            return None
+        in_use = latest
+        return latest
+
+    return grpc.dynamic_ssl_server_credentials(
+        first,
+        fetch,  # type: ignore[arg-type]  # the stubs leave None out
+        require_client_authentication=client_ca is not None,
+    )
+
+
+def read_identity(cert: str, key: str | None, client_ca: str | None) -> grpc.ServerCertificateConfiguration:
+    """Read and check the files. gRPC itself says nothing of a wrong one until a client's handshake fails.
+
+    Raises:
+        ValueError: one cannot be read, is no PEM of its kind, or the key is not the certificate's.
+    """
+    assert key is not None, "a certificate comes with its key"
+    chain, secret = read_bytes("--tls-cert", cert, LIMIT_BYTES), read_bytes("--tls-key", key, LIMIT_BYTES)
+    authorities = None if client_ca is None else read_bytes("--client-ca", client_ca, LIMIT_BYTES)
+    _check_certificates("--tls-cert", cert)
+    if client_ca is not None:
+        _check_certificates("--client-ca", client_ca)
+    try:
+        # The empty password keeps OpenSSL from asking for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"--tls-key is {key}, which is not the key of --tls-cert, {cert}") from None
+        raise ValueError(f"--tls-key is {key}, which holds no private key in PEM without a password") from None
+    return grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
+
+
+def _check_certificates(option: str, path: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{option} is {path}, which holds no certificate in PEM") from None
