@@ -153,6 +153,7 @@ def server_options(request_limit_bytes: int, max_connection_age_s: float) -> lis
         # The gateway pings too: a client whose machine is gone closes nothing, and its requests go on until then.
         ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
         ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),  # gRPC 1.85 heeds only this one
         ("grpc.http2.max_pings_without_data", 0),  # else the third ping waits for data
     ]
     if max_connection_age_s:

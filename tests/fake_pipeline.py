@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sentencepiece import SentencePieceTrainer
 
+from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.pipeline import Receiver, broken_end
@@ -180,11 +181,13 @@ async def fake_stats() -> ServiceStats:
 
 
 @asynccontextmanager
-async def serving(*pipelines: FakePipeline, model: ServedModel | None = None) -> AsyncIterator[tuple[Gateway, str]]:
+async def serving(
+    *pipelines: FakePipeline, model: ServedModel | None = None, entrance: Entrance | None = None
+) -> AsyncIterator[tuple[Gateway, str]]:
     """A gateway that serves "tiny" (with its tokenizer) from these pipelines, and the address where it listens."""
     model = model or tiny_model(tokenizer=tiny_tokenizer())
     gateway = Gateway("gateway-0", model.name, context=model.context, fetch_stats=fake_stats)
-    port = await gateway.start("127.0.0.1", 0)
+    port = await gateway.start(entrance or Entrance())
     try:
         gateway.set_model(model)
         await gateway.set_routes(1, pipelines or [FakePipeline()])

@@ -13,8 +13,9 @@ from tramontane.cluster import cli
 OPTIONS = {
     "serve": {"--stages", "--split", "--name", "--host", "--port", "--insecure", "--dtype", "--device"}
     | {"--kv-memory", "--kv-length", "--chunk", "--max-batch-tokens", "--max-context", "--max-waiting"}
-    | {"--cpus-per-stage", "--threads", "--address", "--detach", "--log-level"},
-    "down": {"--address"},
+    | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
+    | {"--cpus-per-stage", "--threads", "--address", "--detach", "--log-level", "--json"},
+    "down": {"--address", "--json"},
 }
 
 

@@ -11,6 +11,7 @@ from models import make_checkpoint
 
 from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
+from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
@@ -146,8 +147,7 @@ def spec(folder) -> ServiceSpec:
         max_waiting=4,
         cpus_per_stage=0.5,
         threads=1,
-        host="127.0.0.1",
-        port=0,
+        entrance=Entrance(),
         log_level="info",
     )
 

@@ -29,13 +29,14 @@ from fake_pipeline import (
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
 from tramontane.protos import serving_pb2 as pb
 
 
 async def test_health_follows_the_gateway_s_life(caplog):
     gateway = Gateway("gateway-0", "tiny", context=4096, fetch_stats=fake_stats)
-    port = await gateway.start("127.0.0.1", 0)
+    port = await gateway.start(Entrance())
     target = f"127.0.0.1:{port}"
     pipeline = FakePipeline()
     async with stub_of(target) as stub:
@@ -174,10 +175,10 @@ async def test_a_port_in_use_is_an_error_that_names_it():
         other = Gateway("gateway-1", "tiny", context=4096, fetch_stats=fake_stats)
         try:
             with pytest.raises(OSError, match=rf"cannot listen on {target}: Address already in use"):
-                await other.start("127.0.0.1", int(target.rpartition(":")[2]))
+                await other.start(Entrance(port=int(target.rpartition(":")[2])))
             with pytest.raises(OSError, match=r"cannot listen on no\.such\.host\.invalid:1: "):
-                await other.start("no.such.host.invalid", 1)
-            assert await other.start("127.0.0.1", 0) > 0
+                await other.start(Entrance(host="no.such.host.invalid", port=1))
+            assert await other.start(Entrance()) > 0
         finally:
             await other.close(0.0)
 

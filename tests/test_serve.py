@@ -20,7 +20,12 @@ OPTIONS = ServeOptions(
     name=None,
     host="127.0.0.1",
     port=50051,
+    tls_cert=None,
+    tls_key=None,
+    client_ca=None,
+    token_file=None,
     insecure=False,
+    max_connection_age=3600,
     dtype=None,
     device="auto",
     kv_memory=None,
@@ -34,6 +39,7 @@ OPTIONS = ServeOptions(
     address=None,
     detach=False,
     log_level="info",
+    as_json=False,
 )
 TWO_CPUS = {"CPU": 2.0}
 
