@@ -27,8 +27,10 @@ ASK_TIMEOUT_S = 10.0
 
 Arguments: TypeAlias = list[tuple[str, str | int]]
 
-# A server of gRPC's default policy closes connections that ping more often than every 5 minutes.
-_KEEPALIVE_S = 330.0
+# Our gateways take a ping every 20 s. Half a minute keeps a silent connection alive in firewalls, which forget it after
+# some minutes, and finds a dead server long before a call's deadline. Behind a proxy with gRPC's default policy, a ping
+# every 5 minutes, it costs an idle client its connection once or twice: gRPC doubles the time when it is told so.
+_KEEPALIVE_S = 30.0
 _LOOPBACK = re.compile(r"^(localhost|127(\.\d+){3}|\[::1\]|\[::ffff:127(\.\d+){3}\])(:\d+)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"^(?P<scheme>dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):(//[^/]*/)?(?P<rest>.*)$")
 
@@ -78,8 +80,8 @@ class ClientOptions:
     """Tries of a call that fails with UNAVAILABLE before its first message, 1 to 5. 1 means no retry. Between them
     lie 0.2 to 2 s, or what the server's `grpc-retry-pushback-ms` says; after many failures all retries stop."""
     keepalive_s: float = _KEEPALIVE_S
-    """Ping so long after the last sign of life, during calls only. A server may close connections that ping more often
-    than it allows; gRPC's default allows every 300 s."""
+    """Ping so long after the last sign of life, during calls only (watching a server's health is one). A server may
+    close connections that ping more often than it allows: ours each 20 s, gRPC's default each 300 s."""
     keepalive_timeout_s: float = 20.0
     """A connection is dead when a ping goes unanswered for so long."""
 
@@ -121,7 +123,9 @@ class ClientOptions:
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
             ("grpc.keepalive_time_ms", round(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout_s * 1000)),
+            ("grpc.http2.ping_timeout_ms", round(self.keepalive_timeout_s * 1000)),  # gRPC 1.85 heeds only this one
             ("grpc.keepalive_permit_without_calls", 0),
+            ("grpc.http2.max_pings_without_data", 0),  # else the third ping waits for data, or a minute
             # A server that comes up is found within 3 s; gRPC's default backs off up to two minutes.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 3000),
