@@ -1,0 +1,272 @@
+"""`tramontane bench`: run, sweep, replay, soak, compare."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from tramontane.client.loadtest import schedule
+from tramontane.client.loadtest.arrivals import parse_ramp, parse_steps
+from tramontane.client.loadtest.compare import compare as compare_runs
+from tramontane.client.loadtest.json_report import from_json, to_json
+from tramontane.client.loadtest.options import (
+    DURATION,
+    Parsed,
+    characters_option,
+    checking_options,
+    generator_from,
+    objective_option,
+    output_options,
+    seed_option,
+    target_options,
+    workload_from,
+    workload_options,
+)
+from tramontane.client.loadtest.output import save, save_sweep
+from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.progress import Progress
+from tramontane.client.loadtest.result import MEASURES, RunResult
+from tramontane.client.loadtest.schedule import Schedule
+from tramontane.client.loadtest.search import Search
+from tramontane.client.loadtest.session import Run, Session, Wishes, open_session
+from tramontane.client.loadtest.table import open_console, print_comparison, print_run, print_sweep
+from tramontane.client.loadtest.workload import describe
+
+T = TypeVar("T")
+
+EPILOG = (
+    "\b\nMeasures:\n"
+    + "\n".join(f"  {name}: {words}" for name, words in MEASURES.items())
+    + "\n\nExit status: 0; 1 wrong answers; 2 bad usage; 3 an objective was missed; 4 the figures cannot be trusted;"
+    " 5 the server could not be reached."
+)
+
+
+class Unreached(click.ClickException):
+    """The run could not be carried out."""
+
+    exit_code = 5
+
+
+@click.group()
+def bench() -> None:
+    """Push a server, and tell the truth about how it fared."""
+
+
+@bench.command(epilog=EPILOG)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Arrivals a second: an open loop.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "constant", "gamma"]),
+    default="poisson",
+    show_default=True,
+    help="How they are spaced.",
+)
+@click.option(
+    "--burstiness",
+    type=click.FloatRange(0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Of gamma: 1 is Poisson, less comes in bursts.",
+)
+@click.option("--steps", type=Parsed("steps", parse_steps), help="One rate after another: 2:10s,4:10s.")
+@click.option("--ramp", type=Parsed("ramp", parse_ramp), help="A rate that grows or falls: 1-8.")
+@click.option("--users", type=click.IntRange(1), help="A closed loop: each user waits for its answer. Hides overload.")
+@click.option(
+    "--duration", type=DURATION, default="30s", show_default=True, help="Of arrivals; --steps have their own."
+)
+@click.option("--warmup", type=DURATION, default="5s", show_default=True, help="Sent at the start and not measured.")
+@objective_option()
+@target_options
+@workload_options
+@checking_options
+@output_options
+def run(**options: Any) -> None:
+    """Load a server once, and report."""
+    chosen = _understood(lambda: _schedule(options))
+    workload = _understood(lambda: workload_from(options))
+
+    async def once(session: Session) -> Run:
+        return await session.run(chosen.plan(workload, session.info))
+
+    _finish(_connected(once, options, describe(workload)), options)
+
+
+@bench.command(epilog=EPILOG)
+@click.option("--from", "lowest", type=float, default=1.0, show_default=True, help="First rate, requests a second.")
+@click.option("--to", "highest", type=float, default=1024.0, show_default=True, help="Highest rate that is tried.")
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Of the rate that is found, as a share.")
+@click.option("--duration", type=DURATION, default="30s", show_default=True, help="Of each level.")
+@click.option("--warmup", type=DURATION, default="5s", show_default=True, help="Of each level.")
+@objective_option("ttft:p95<1s", "itl:p95<100ms")
+@target_options
+@workload_options
+@checking_options
+@output_options
+def sweep(**options: Any) -> None:
+    """Find the highest rate at which the objectives hold, by bisection over Poisson arrivals."""
+    limits = {name: options[name] for name in ("lowest", "highest", "tolerance")}
+    search = _understood(lambda: Search(**limits))
+    workload = _understood(lambda: workload_from(options))
+
+    def plan_at(rate: float, session: Session) -> Plan:
+        return _at_rate(rate, options).plan(workload, session.info)
+
+    result, runs = _connected(
+        lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
+    )
+    if options["out"]:
+        save_sweep(Path(options["out"]), result, runs, texts=options["save_texts"])
+    if options["as_json"]:
+        click.echo(to_json(result))
+    else:
+        print_sweep(open_console(), result)
+    sys.exit(result.exit_status)
+
+
+@bench.command(epilog=EPILOG)
+@click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--speed", type=float, default=1.0, show_default=True, help="2 sends it twice as fast.")
+@click.option("--warmup", type=DURATION, default="0s", show_default=True, help="Sent at the start and not measured.")
+@seed_option
+@characters_option
+@objective_option()
+@target_options
+@checking_options
+@output_options
+def replay(trace: Path, **options: Any) -> None:
+    """Send a recorded TRACE again: a jsonl of at_s, max_tokens and prompt or prompt_tokens, or Mooncake's layout.
+
+    The requests.jsonl of a run is such a trace.
+    """
+
+    async def once(session: Session) -> Run:
+        speed, warmup_s, seed = options["speed"], options["warmup"], options["seed"]
+        plan = schedule.replay(trace, speed, warmup_s, seed, session.info, options["characters_per_token"])
+        return await session.run(plan)
+
+    _finish(_connected(once, options, "as the trace says"), options)
+
+
+@bench.command(epilog=EPILOG)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), required=True, help="Arrivals a second (Poisson).")
+@click.option("--duration", type=DURATION, default="1h", show_default=True, help="Ctrl-C ends it with its report.")
+@click.option("--warmup", type=DURATION, default="10s", show_default=True, help="Sent at the start and not measured.")
+@objective_option()
+@target_options
+@workload_options
+@checking_options
+@output_options
+def soak(**options: Any) -> None:
+    """Load a server for a long time; say what drifted and what was left behind."""
+    chosen = _understood(lambda: _at_rate(options["rate"], options))
+    workload = _understood(lambda: workload_from(options))
+
+    async def once(session: Session) -> Run:
+        return await session.run(chosen.plan(workload, session.info))
+
+    _finish(_connected(once, options, describe(workload)), options)
+
+
+@bench.command()
+@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="A change below this share does not matter.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the table.")
+def compare(a: Path, b: Path, threshold: float, as_json: bool) -> None:
+    """Say whether run B is better or worse than run A (each a result.json), and how certain that is.
+
+    Exit status: 0; 1 where anything is certainly worse; 2 where the two cannot be compared.
+    """
+    comparison = _understood(lambda: compare_runs(_read_run(a), _read_run(b), threshold=threshold))
+    if as_json:
+        click.echo(msgspec.json.encode(comparison))
+    else:
+        print_comparison(open_console(), comparison)
+    sys.exit(comparison.exit_status)
+
+
+def _schedule(options: dict[str, Any]) -> Schedule:
+    """The one load that was asked for. Raises ValueError."""
+    kinds = [kind for kind in ("rate", "steps", "ramp", "users") if options[kind] is not None]
+    if len(kinds) != 1:
+        raise ValueError(f"give one of --rate, --steps, --ramp and --users; given are {', '.join(kinds) or 'none'}")
+    duration_s, warmup_s, seed = options["duration"], options["warmup"], options["seed"]
+    match kinds[0]:
+        case "steps":
+            return schedule.in_steps(options["steps"], warmup_s, seed)
+        case "ramp":
+            return schedule.as_ramp(options["ramp"], duration_s, warmup_s, seed)
+        case "users":
+            return schedule.closed(options["users"], duration_s, warmup_s, seed)
+        case _:
+            return _at_rate(options["rate"], options)
+
+
+def _at_rate(rate: float, options: dict[str, Any]) -> Schedule:
+    process, burstiness = options.get("arrivals", "poisson"), options.get("burstiness", 1.0)
+    times = options["duration"], options["warmup"], options["seed"]
+    return schedule.at_rate(rate, *times, process=process, burstiness=burstiness)
+
+
+def _connected(job: Callable[[Session], Awaitable[T]], options: dict[str, Any], workload: str) -> T:
+    """Run the job against the server. What keeps it from running is one line, and an exit status of its own."""
+    wishes = Wishes(
+        command=shlex.join(["tramontane", *sys.argv[1:]]),
+        generator=generator_from(options),
+        workload=workload,
+        objectives=options["objectives"],
+        faults=options["faults"],
+        alone=options["alone"],
+        texts=options["texts"],
+        with_ceiling=options["ceiling"],
+    )
+
+    async def hold() -> T:
+        async with open_session(wishes, Progress(quiet=options["quiet"])) as session:
+            return await job(session)
+
+    try:
+        return asyncio.run(hold())
+    except ConnectionError as error:
+        raise Unreached(str(error)) from None
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _finish(run: Run, options: dict[str, Any]) -> None:
+    if options["out"]:
+        save(Path(options["out"]), run, texts=options["save_texts"])
+    if options["as_json"]:
+        click.echo(to_json(run.result))
+    else:
+        print_run(open_console(), run.result)
+    sys.exit(run.result.exit_status)
+
+
+def _understood(read: Callable[[], T]) -> T:
+    """A user's mistake is one line."""
+    try:
+        return read()
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _read_run(path: Path) -> RunResult:
+    result = from_json(path.read_bytes())
+    if not isinstance(result, RunResult):
+        raise ValueError(f"{path} is a sweep; compare takes two runs")
+    return result

@@ -1,0 +1,143 @@
+"""One run as it happens: starts the generator, reads the server's counters at the window's ends, inflicts faults.
+
+describe -> workers connect -> start -> (window begins: counters) ... faults ... (window ends: counters) -> drain
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from tramontane.client.loadtest.driver import Pace
+from tramontane.client.loadtest.faults import Fault, Inflicted, inflict_all
+from tramontane.client.loadtest.fleet import Fleet, Usage
+from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.progress import Progress
+from tramontane.client.loadtest.record import Record
+from tramontane.client.loadtest.target import Target, TargetOptions
+from tramontane.client.types import Stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generator:
+    """Who sends."""
+
+    target: TargetOptions
+    workers: int
+    drain_s: float
+    """How long requests may go on after the last arrival; then they are cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Counters at one moment of the run."""
+
+    at_s: float
+    stats: Stats | None
+    """None where the server does not tell."""
+    own_cpu_s: float
+    """CPU time of this process, which collects what the workers measure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """All that was seen of one run."""
+
+    date: str
+    records: tuple[Record, ...]
+    """In the order in which they ended."""
+    usage: Usage
+    before: Reading
+    """At the measured window's start and, next, at its end."""
+    after: Reading
+    at_rest: Stats | None
+    """After the last request."""
+    faults: tuple[Inflicted, ...]
+    until_s: float
+    """When arrivals ended: the plan's duration, or less where the run was stopped."""
+    stopped: bool
+    """By its user, before its time."""
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """The measured part."""
+        return self.before.at_s, self.until_s
+
+
+async def observe(
+    plan: Plan,
+    generator: Generator,
+    target: Target,
+    faults: Sequence[Fault],
+    progress: Progress,
+    stopping: asyncio.Event,
+) -> Observation:
+    """Carry the plan out. When `stopping` is set the run ends early, and what was measured until then counts.
+
+    Raises:
+        ConnectionError: the server cannot be reached at the start, or a worker died.
+    """
+    async with Fleet(plan, generator.target, workers=generator.workers, drain_s=generator.drain_s) as fleet:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        watch = _Watch(plan, target, Pace(origin=fleet.start(), drain_s=generator.drain_s))
+        records: list[Record] = []
+        collecting = asyncio.create_task(fleet.collect(records.append))
+        watching = asyncio.create_task(watch.read_counters())
+        inflicting = asyncio.create_task(watch.inflict(faults))
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            with progress.watching(plan, watch.pace, records):
+                await asyncio.wait({collecting, stop}, return_when=asyncio.FIRST_COMPLETED)
+                until_s = plan.load.duration_s
+                if stopping.is_set():
+                    until_s = min(until_s, watch.pace.now())
+                    watching.cancel()
+                    await watch.read()
+                    fleet.stop()
+                usage = await collecting
+        finally:
+            for task in (collecting, watching, stop, inflicting):
+                task.cancel()
+            await asyncio.gather(collecting, watching, stop, inflicting, return_exceptions=True)
+        before, after = watch.readings[0], watch.readings[-1]
+        return Observation(
+            date=date,
+            records=tuple(records),
+            usage=usage,
+            before=before,
+            after=after,
+            at_rest=await target.stats(),
+            faults=() if inflicting.cancelled() else inflicting.result(),
+            until_s=until_s,
+            stopped=until_s < plan.load.duration_s,
+        )
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What happens beside the load."""
+
+    plan: Plan
+    target: Target
+    pace: Pace
+    readings: list[Reading] = field(default_factory=list)
+
+    async def read_counters(self) -> None:
+        for at_s in (self.plan.load.warmup_s, self.plan.load.duration_s):
+            await self.pace.until(at_s)
+            await self.read()
+
+    async def read(self) -> None:
+        at_s, own_cpu_s = self.pace.now(), time.process_time()
+        self.readings.append(Reading(at_s=at_s, stats=await self.target.stats(), own_cpu_s=own_cpu_s))
+
+    async def inflict(self, faults: Sequence[Fault]) -> tuple[Inflicted, ...]:
+        if not faults:
+            return ()
+        stats = await self.target.stats()
+        if stats is None:
+            raise ConnectionError("faults need GetStats to say which processes there are, and it does not answer")
+        return await inflict_all(faults, stats, self.target.stats, self.pace.now)

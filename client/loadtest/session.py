@@ -1,0 +1,203 @@
+"""One command's runs against one server: connect, measure the generator's ceiling, run, check the answers, assess.
+
+Ctrl-C ends a run early: what it has measured until then is reported all the same. A second one gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from tramontane.client.loadtest.agreement import across_levels
+from tramontane.client.loadtest.assessment import Setting, assess
+from tramontane.client.loadtest.ceiling import measure_ceiling
+from tramontane.client.loadtest.checks import check, disagreement
+from tramontane.client.loadtest.faults import Fault
+from tramontane.client.loadtest.observation import Generator, observe
+from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.progress import Progress
+from tramontane.client.loadtest.record import Record
+from tramontane.client.loadtest.result import (
+    Checks,
+    Finding,
+    Objective,
+    RunResult,
+    Severity,
+    SweepResult,
+    TargetInfo,
+)
+from tramontane.client.loadtest.search import Search
+from tramontane.client.loadtest.target import Target, open_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the user wants of every run of the command."""
+
+    command: str
+    generator: Generator
+    workload: str
+    """Words for the report."""
+    objectives: tuple[Objective, ...]
+    faults: tuple[Fault, ...] = ()
+    alone: int = 16
+    """Requests that are asked again alone after the run."""
+    texts: int = 1000
+    """Completions whose text is held against their ids, at most."""
+    with_ceiling: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run: what was planned, what came, and what it means."""
+
+    plan: Plan
+    records: tuple[Record, ...]
+    result: RunResult
+
+
+class Session:
+    """A connected server and what stays the same over the runs. `open_session` makes it."""
+
+    def __init__(self, wishes: Wishes, target: Target, setting: Setting, progress: Progress) -> None:
+        self._wishes = wishes
+        self._target = target
+        self._setting = setting
+        self._progress = progress
+        self._stopping = asyncio.Event()
+
+    @property
+    def info(self) -> TargetInfo:
+        """The model that is served."""
+        return self._setting.target
+
+    @property
+    def stopped(self) -> bool:
+        """The user wants no more."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """End the run that goes on, early but in good order."""
+        self._progress.say("stopping; once more to give up")
+        self._stopping.set()
+
+    async def run(self, plan: Plan, *, alone: int | None = None) -> Run:
+        """Carry out one plan. Raises what `observe` does."""
+        wishes = self._wishes
+        seen = await observe(plan, wishes.generator, self._target, wishes.faults, self._progress, self._stopping)
+        checks = await self._check(plan, seen.records, wishes.alone if alone is None else alone)
+        return Run(plan=plan, records=seen.records, result=assess(plan, seen, self._setting, checks))
+
+    async def sweep(self, search: Search, plan_at: Callable[[float], Plan]) -> tuple[SweepResult, list[Run]]:
+        """Run one rate after another until the highest that keeps all objectives is known.
+
+        A rate holds when every objective is met, the open requests did not pile up, and the generator kept up.
+        """
+        runs: list[Run] = []
+        while (rate := search.next_rate()) is not None and not self.stopped:
+            # Later levels are compared with the first, which is compared with requests alone.
+            run = await self.run(plan_at(rate), alone=0 if runs else None)
+            holds = keeps(run.result)
+            search.learn(rate, holds=holds)
+            runs.append(run)
+            self._progress.say(f"{rate:.3g} requests/s {'holds' if holds else 'does not hold'}: {_figures(run.result)}")
+        runs.sort(key=lambda run: run.result.load.rate or 0.0)
+        sweep = SweepResult(
+            levels=tuple(run.result for run in runs),
+            objectives=self._wishes.objectives,
+            best_rate=search.held,
+            first_missed_rate=search.missed,
+            findings=_sweep_findings(runs, search, self.info),
+        )
+        return sweep, runs
+
+    async def _check(self, plan: Plan, records: Sequence[Record], alone: int) -> Checks | None:
+        if self.info.kind != "grpc" or self.stopped:
+            return None
+        self._progress.say("checking the answers")
+        wishes = self._wishes
+        return await check(
+            plan.asks,
+            records,
+            self._target,
+            must_match=self.info.row_invariant,
+            alone=alone,
+            texts=wishes.texts if self.info.has_tokenizer else 0,
+            seed=plan.load.seed,
+        )
+
+
+@asynccontextmanager
+async def open_session(wishes: Wishes, progress: Progress) -> AsyncIterator[Session]:
+    """Connect, and measure the generator's ceiling where it is wanted.
+
+    Raises:
+        ConnectionError: the server does not answer, or does not serve the model.
+        ValueError, OSError: see `open_target`.
+    """
+    target = open_target(wishes.generator.target)
+    try:
+        info = await target.describe()
+        progress.say(f"{info.model} at {info.address}")
+        ceiling = None
+        if wishes.with_ceiling:
+            progress.say("measuring the generator's own ceiling")
+            ceiling = await measure_ceiling(workers=wishes.generator.workers, http=info.kind == "openai")
+        setting = Setting(
+            command=wishes.command,
+            target=info,
+            workload=wishes.workload,
+            objectives=wishes.objectives,
+            ceiling=ceiling,
+            generator=wishes.generator,
+        )
+        session = Session(wishes, target, setting, progress)
+        with _ctrl_c(session.stop):
+            yield session
+    finally:
+        await target.close()
+
+
+def keeps(result: RunResult) -> bool:
+    """Whether a run's rate holds."""
+    severities = {finding.severity for finding in result.findings}
+    return not severities & {Severity.MISSED, Severity.INVALID} and result.stationary is not False
+
+
+def _figures(result: RunResult) -> str:
+    values = [(kept.objective, kept.value_ms) for kept in result.objectives]
+    return "; ".join(
+        f"{each.measure} p{each.q * 100:g} {'infinite' if ms is None else f'{ms:.0f} ms'}" for each, ms in values
+    )
+
+
+def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo) -> tuple[Finding, ...]:
+    levels = {f"{run.result.load.rate:.3g}/s": (run.plan.asks, run.records) for run in runs}
+    same = across_levels(levels)
+    found = [*disagreement("answers differ between levels", same.wrong, same.checked, info.row_invariant)]
+    if search.held is None and search.missed is not None:
+        text = f"the lowest rate, {search.lowest:g} requests/s, does not hold: begin lower, or loosen the objectives"
+        found.append(Finding(severity=Severity.MISSED, text=text))
+    elif search.missed is None and search.held is not None:
+        text = f"every rate up to {search.held:g} requests/s holds: the limit lies higher"
+        found.append(Finding(severity=Severity.NOTE, text=text))
+    return tuple(found)
+
+
+@contextmanager
+def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`; the next one is Python's own."""
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        stop()
+
+    loop.add_signal_handler(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
