@@ -137,12 +137,10 @@ def _stretched(
 ) -> tuple[float, ...]:
     """The arrivals of rate 1 in [0, expected), each moved to where `when` puts it."""
     draw = generator(seed, Stream.ARRIVALS)
-    spread = math.sqrt(expected / shape)
-    at_once = math.ceil(expected + 4 * spread) + 16
-    gaps = draw.standard_gamma(shape, at_once) / shape
+    gaps = draw.standard_gamma(shape, math.ceil(expected) + 16) / shape
     unit = np.cumsum(gaps)
-    while unit[-1] < expected:  # rarely: the gaps were short
-        gaps = np.concatenate([gaps, draw.standard_gamma(shape, at_once) / shape])
+    while unit[-1] < expected:  # the gaps were short: as many again
+        gaps = np.concatenate([gaps, draw.standard_gamma(shape, len(gaps)) / shape])
         unit = np.cumsum(gaps)
     times = when(unit[unit < expected])
     return tuple(times[times < duration_s].tolist())
