@@ -35,6 +35,7 @@ def test_a_constant_rate_is_evenly_spaced():
     assert len(arrivals.constant(1000, 1000)) == arrivals.MAX_ARRIVALS
 
 
+@settings(deadline=None)
 @given(rates, durations)
 def test_a_constant_rate_never_leaves_its_duration(rate, duration_s):
     times = arrivals.constant(rate, duration_s)
@@ -42,6 +43,7 @@ def test_a_constant_rate_never_leaves_its_duration(rate, duration_s):
     assert abs(len(times) - rate * duration_s) <= 1
 
 
+@settings(deadline=None)
 @given(rates, st.floats(0.05, 100), durations, seeds)
 def test_random_schedules_are_sorted_and_within(rate, burstiness, duration_s, seed):
     times = arrivals.gamma(rate, burstiness, duration_s, seed)
@@ -49,11 +51,13 @@ def test_random_schedules_are_sorted_and_within(rate, burstiness, duration_s, se
     assert times == arrivals.gamma(rate, burstiness, duration_s, seed)
 
 
+@settings(deadline=None)
 @given(levels, seeds)
 def test_steps_are_sorted_and_within(steps, seed):
     check_schedule(arrivals.steps(steps, seed), sum(seconds for _, seconds in steps))
 
 
+@settings(deadline=None)
 @given(rates, rates, durations, seeds)
 def test_ramps_are_sorted_and_within(rate_from, rate_to, duration_s, seed):
     check_schedule(arrivals.ramp(rate_from, rate_to, duration_s, seed), duration_s)
@@ -110,11 +114,11 @@ def test_a_ramp_inverts_its_summed_rate():
     assert [at + at**2 / 10 for at in times] == pytest.approx(list(unit))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([0.05, 0.3, 1.0, 5.0]), st.floats(0.5, 20), st.floats(1, 4), seeds)
 def test_a_longer_run_begins_with_the_shorter(burstiness, duration_s, factor, seed):
-    short = arrivals.gamma(3, burstiness, duration_s, seed)
-    assert arrivals.gamma(3, burstiness, duration_s * factor, seed)[: len(short)] == short
+    longer = arrivals.gamma(3, burstiness, duration_s * factor, seed)
+    assert arrivals.gamma(3, burstiness, duration_s, seed) == tuple(at for at in longer if at < duration_s)
 
 
 def test_twice_the_rate_is_the_same_pattern_in_half_the_time():

@@ -6,7 +6,7 @@ from math import exp
 from statistics import median
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tramontane.client.loadtest.lengths import MAX_LENGTH, Fixed, LogNormal, Uniform, parse_lengths
@@ -60,6 +60,7 @@ def test_log_normal_lengths_beyond_a_limit_become_it():
     assert max(draw(LogNormal(MAX_LENGTH, 5), 1000)) == MAX_LENGTH
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([Fixed(3), Uniform(1, 9), Uniform(1, MAX_LENGTH), LogNormal(50, 1.5)]),
     st.integers(0, 99),

@@ -150,7 +150,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=4), max_size=6), st.integers(1, 40))
 def test_entries_are_the_same_however_the_file_is_cut(tmp_path_factory, values, chunk):
     path = tmp_path_factory.getbasetemp() / "values.json"

@@ -42,7 +42,7 @@ def asks_of(workload, count=40, seed=1, *, vocabulary=VOCABULARY, context=CONTEX
     return make_asks(workload, count, seed, vocabulary=vocabulary, context=context)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(any_workload, st.integers(0, 30), st.integers(0, 30), seeds)
 def test_a_request_does_not_depend_on_how_many_there_are(workload, count, more, seed):
     """So the levels of a sweep share their requests, and workers that slice the plan get what one would."""
@@ -52,6 +52,7 @@ def test_a_request_does_not_depend_on_how_many_there_are(workload, count, more, 
     assert sorted((*asks[0::2], *asks[1::2]), key=lambda ask: ask.number) == list(asks)
 
 
+@settings(deadline=None)
 @given(any_workload, seeds)
 def test_misbehaviour_leaves_the_others_as_they_are(workload, seed):
     well = asks_of(replace(workload, misbehave={}), 30, seed)
@@ -60,6 +61,7 @@ def test_misbehaviour_leaves_the_others_as_they_are(workload, seed):
             assert replace(ask, conduct=Conduct.NORMAL, cancel_after=0, pause_s=0.0) == behaved
 
 
+@settings(deadline=None)
 @given(st.sampled_from(WORKLOADS[:3]), st.integers(60, 200) | st.none(), seeds)
 def test_prompt_and_completion_fit_the_context(workload, context, seed):
     try:
