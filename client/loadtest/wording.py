@@ -1,0 +1,141 @@
+"""Numbers and sentences that the terminal's table and the page share, so that both say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from tramontane.client.loadtest.plan import Load
+from tramontane.client.loadtest.result import Finding, RunResult, Severity, SweepResult, TargetInfo
+
+DASH = "-"
+"""Stands where a figure is not known, or would rest on too few samples."""
+
+Verdict: TypeAlias = tuple[Severity | None, str]
+"""A sentence, and the worst that it means; None where all is well."""
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, no thousands separators: easy to read, and to parse.
+
+    >>> [number(each) for each in (0.4567, 4.567, 45.67, 456.7, 45670.0, 0.0, None)]
+    ['0.457', '4.57', '45.7', '457', '45670', '0', '-']
+    """
+    if value is None:
+        return DASH
+    if value == 0:
+        return "0"
+    size = abs(value)
+    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """A confidence interval: `118-131`."""
+    return DASH if low is None or high is None else f"{number(low)}-{number(high)}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as a percentage.
+
+    >>> [percent(each) for each in (1.0, 0.9876, 0.0004, None)]
+    ['100 %', '98.8 %', '0.04 %', '-']
+    """
+    return DASH if share is None else f"{share * 100:.3g} %"
+
+
+def percentile(q: float) -> str:
+    """A quantile's name.
+
+    >>> [percentile(each) for each in (0.5, 0.99, 0.999)]
+    ['p50', 'p99', 'p99.9']
+    """
+    return f"p{q * 100:g}"
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what could steer a terminal: errors and names come from servers.
+
+    >>> printable("refused\\n\\x1b[2Jgone")
+    'refused \\ufffd[2Jgone'
+    """
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "\ufffd" for sign in text)
+
+
+def load_words(load: Load) -> str:
+    """How requests came: `poisson, 8 requests/s, for 60 s, seed 1`."""
+    words = [f"closed loop of {load.users} users" if load.kind == "closed" else load.kind]
+    if load.rate is not None:
+        words.append(f"{load.rate:.4g} requests/s")
+    if load.burstiness is not None:
+        words.append(f"burstiness {load.burstiness:g}")
+    if load.detail:
+        words.append(load.detail)
+    return ", ".join([*words, f"for {load.duration_s:g} s", f"seed {load.seed}"])
+
+
+def offered(load: Load) -> str:
+    """The load in as few words as name a level of a sweep: `8 requests/s` or `16 users`."""
+    return f"{load.users} users" if load.rate is None else f"{load.rate:.4g} requests/s"
+
+
+def target_words(target: TargetInfo) -> str:
+    """Whom the run talked to, and what it says of itself."""
+    words = [f"{target.kind} {target.address}"]
+    if target.version:
+        words.append(f"version {target.version}")
+    if target.dtype:
+        words.append(target.dtype)
+    if target.stages is not None:
+        words.append(f"{target.stages} stage{'' if target.stages == 1 else 's'}")
+    if target.context_tokens is not None:
+        words.append(f"context of {target.context_tokens} tokens")
+    return ", ".join(words)
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings in the order in which they must be read."""
+    order = list(Severity)
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def sweep_findings(sweep: SweepResult) -> list[Finding]:
+    """Those of the whole, and those of all levels, each with its level."""
+    of_levels = [
+        replace(finding, text=f"at {offered(level.load)}: {finding.text}")
+        for level in sweep.levels
+        for finding in level.findings
+    ]
+    return [*sweep.findings, *of_levels]
+
+
+def verdict(result: RunResult) -> Verdict:
+    """The run in one sentence."""
+    severities = {finding.severity for finding in result.findings}
+    if Severity.WRONG in severities:
+        return Severity.WRONG, "The server gave wrong answers."
+    if Severity.INVALID in severities:
+        return Severity.INVALID, "These figures cannot be trusted."
+    if Severity.MISSED in severities or any(kept.met is False for kept in result.objectives):
+        return Severity.MISSED, "An objective was not kept."
+    if not result.objectives:
+        return None, "No objective was set, so there is no verdict."
+    if any(kept.met is None for kept in result.objectives):
+        return None, "No verdict: only an open loop shows whether an objective holds."
+    return None, "Every objective was kept."
+
+
+def sweep_verdict(sweep: SweepResult) -> Verdict:
+    """The sweep in one sentence. A level above the best rate is meant to miss, and colours nothing."""
+    if any(finding.severity is Severity.WRONG for finding in sweep_findings(sweep)):
+        return Severity.WRONG, "The server gave wrong answers."
+    if not sweep.objectives:
+        return None, "No objective was set, so there is no best rate."
+    if sweep.best_rate is None:
+        return Severity.MISSED, "No level kept every objective."
+    beyond = (
+        "no level above it missed one"
+        if sweep.first_missed_rate is None
+        else f"at {sweep.first_missed_rate:.4g} one was missed"
+    )
+    return None, f"Every objective held up to {sweep.best_rate:.4g} requests/s; {beyond}."
