@@ -1,0 +1,252 @@
+"""What a load test's reports say: the JSON, the request log, the terminal's table and the page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+
+import msgspec
+import pytest
+from rich.console import Console
+from sample_results import distribution, poor_run, run, sweep
+
+from tramontane.client.loadtest.compare import Change, Comparison, Verdict
+from tramontane.client.loadtest.json_report import from_json, to_json
+from tramontane.client.loadtest.plan import Ask
+from tramontane.client.loadtest.record import PROTOCOL, Record, ServerTimings
+from tramontane.client.loadtest.request_log import request_line
+from tramontane.client.loadtest.result import Finding, Kept, Severity
+from tramontane.client.loadtest.table import open_console, print_comparison, print_run, print_sweep
+
+HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[2J[red]{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def one():
+    return run(fault=True)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return sweep((4.0, 16.0, 24.0))
+
+
+@pytest.fixture(scope="module")
+def poor():
+    return poor_run()
+
+
+def printed(show, value, width=120, **terminal):
+    console = Console(file=io.StringIO(), width=width, highlight=False, **terminal)
+    show(console, value)
+    return console.file.getvalue()
+
+
+# JSON
+
+
+def test_json_gives_back_what_it_was_given(one, many, poor):
+    for result in (one, many, poor):
+        assert from_json(to_json(result)) == result
+
+
+def test_json_has_vllms_names_where_they_mean_the_same(one):
+    document = json.loads(to_json(one))
+    assert document["schema"] == "tramontane.bench/1"
+    assert document["kind"] == "run"
+    ttft = one.latencies["ttft"]
+    expected = {
+        "backend": "grpc",
+        "model_id": "shakespeare-7m",
+        "num_prompts": 1231,
+        "completed": 1200,
+        "failed": 31,
+        "duration": 100.0,
+        "request_rate": 12.0,
+        "burstiness": 1.0,
+        "max_concurrency": None,
+        "request_goodput": one.throughput.goodput_per_s,
+        "output_throughput": one.throughput.output_tokens_per_s,
+        "total_output_tokens": sum(one.samples.output_lens),
+        "mean_ttft_ms": ttft.mean,
+        "median_ttft_ms": ttft.at(0.5),
+        "p99_ttft_ms": ttft.at(0.99),
+        "p99.9_ttft_ms": None,
+        "p99.9_itl_ms": one.latencies["itl"].at(0.999),
+    }
+    assert {name: document[name] for name in expected} == expected
+    assert document["ttfts"][0] == pytest.approx(one.samples.ttfts_ms[0] / 1000, abs=1e-6)
+    assert len(document["itls"]) == len(document["input_lens"]) == one.counts.completed
+
+
+def test_a_sweeps_json_has_every_levels_summary(many):
+    document = json.loads(to_json(many))
+    assert document["kind"] == "sweep"
+    assert document["best_rate"] == 16.0
+    assert [level["request_rate"] for level in document["levels"]] == [4.0, 16.0, 24.0]
+
+
+def test_json_holds_no_nan(one):
+    assert from_json(to_json(one))
+    data = to_json(replace(one, generator_cores=float("nan")))
+    json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"ready", "not a result of `tramontane bench`"),
+        (b'{"ttfts": []}', "it names no schema"),
+        (b'{"schema": "tramontane.bench/2", "kind": "run"}', "its schema is 'tramontane.bench/2'"),
+        (b'{"schema": "tramontane.bench/1", "kind": "walk"}', "'run' or 'sweep', not 'walk'"),
+        (b'{"schema": "tramontane.bench/1", "kind": "run", "result": {"date": 3}}', "damaged"),
+    ],
+)
+def test_json_of_another_kind_is_refused_with_a_reason(data, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_json(data)
+
+
+# The request log
+
+
+def test_a_line_of_the_request_log():
+    record = Record(
+        number=7,
+        intended_s=2.0,
+        sent_s=2.001,
+        message_times_s=(2.101, 2.151),
+        message_tokens=(1, 2),
+        ended_s=2.152,
+        status="OK",
+        completion_tokens=3,
+        finish_reason="length",
+        server=ServerTimings(queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0),
+        token_ids=(1, 52, 77),
+        text="secret",
+    )
+    ask = Ask(number=7, prompt=(5, 6, 7, 8), max_tokens=3, seed=11)
+    line = request_line(record, ask)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert msgspec.json.decode(line) == {
+        "number": 7,
+        "at_s": 2.0,
+        "sent_s": 2.001,
+        "first_token_s": 2.101,
+        "ended_s": 2.152,
+        "status": "OK",
+        "finish_reason": "length",
+        "prompt_tokens": 4,
+        "max_tokens": 3,
+        "completion_tokens": 3,
+        "seed": 11,
+        "ttft_ms": 101.0,
+        "e2el_ms": 152.0,
+        "itls_ms": [50.0],
+        "message_tokens": [1, 2],
+        "server": {"queue_ms": 1.0, "prefill_ms": 2.0, "decode_ms": 3.0},
+        "ids_sha256": hashlib.sha256(b"1,52,77").hexdigest(),
+    }
+    assert msgspec.json.decode(request_line(record, ask, texts=True))["text"] == "secret"
+
+
+def test_a_failed_requests_line_says_why_and_claims_nothing():
+    record = Record(
+        number=0,
+        intended_s=1.0,
+        sent_s=1.0,
+        message_times_s=(),
+        message_tokens=(),
+        ended_s=1.5,
+        status=PROTOCOL,
+        error="no last event\nat all",
+    )
+    line = msgspec.json.decode(request_line(record, Ask(number=0, prompt="To be", max_tokens=3)))
+    assert line["error"] == "no last event\nat all"
+    assert line.keys().isdisjoint({"ttft_ms", "e2el_ms", "first_token_s", "itls_ms", "prompt_tokens", "ids_sha256"})
+
+
+# The table
+
+
+def test_the_table_is_plain_where_no_terminal_is(one):
+    text = printed(print_run, one)
+    assert "\x1b" not in text
+    assert re.search(r"^  ttft +1200 .* -$", text, re.MULTILINE), "too few samples for p99.9"
+    assert re.search(r"^  ttft p95 < 1000 ms +\S+ +kept$", text, re.MULTILINE)
+    assert re.search(r"^  ended UNAVAILABLE +31 +2.52 %$", text, re.MULTILINE)
+    assert "kill:stage:1@70s on stage stage-1" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_findings_come_before_figures_worst_first_and_the_verdict_last(one):
+    findings = (
+        Finding(severity=Severity.NOTE, text="a small thing"),
+        Finding(severity=Severity.WRONG, text="other tokens than alone"),
+    )
+    text = printed(print_run, replace(one, findings=findings))
+    places = [text.index(part) for part in ("WRONG  other tokens", "NOTE  a small thing", "Latency, ms")]
+    assert places == sorted(places)
+    assert text.strip().endswith("The server gave wrong answers.")
+
+
+def test_a_narrow_terminal_loses_intervals_and_not_figures(one):
+    def latency(width):
+        return printed(print_run, one, width).partition("Latency")[2].partition("Throughput")[0]
+
+    p95 = one.latencies["ttft"].quantiles[3]
+    assert f"{p95.low:.0f}-{p95.high:.0f}" in latency(120)
+    assert f"{p95.low:.0f}-{p95.high:.0f}" not in latency(80)
+    assert re.search(rf"ttft .*{p95.value:.0f} ", latency(80))
+
+
+def test_whatever_is_missing_is_a_dash_or_left_out(poor):
+    text = printed(print_run, poor)
+    assert "nan" not in text.lower()
+    assert re.search(r"ttft p95 < 1000 ms +- +no verdict", text)
+    assert "Checks" not in text
+
+
+def test_a_sweeps_table_and_verdict(many):
+    text = printed(print_sweep, many)
+    assert len(re.findall(r"^  \d+ requests/s .*(kept|MISSED)$", text, re.MULTILINE)) == 3
+    assert text.strip().endswith("Every objective held up to 16 requests/s; at 24 one was missed.")
+
+
+def test_a_comparisons_table():
+    change = Change(
+        name="ttft p95 ms", a=80.0, b=96.0, ratio=1.2, low=1.12, high=1.29, less_is_better=True, verdict=Verdict.WORSE
+    )
+    comparison = Comparison(changes=(change,), threshold=0.05, warnings=("the seed differs: 1 in A, 2 in B",))
+    text = printed(print_comparison, comparison)
+    assert re.search(r"^  ttft p95 ms +80.0 +96.0 +1.200 +1.12-1.29 +worse$", text, re.MULTILINE)
+    assert "NOTE  the seed differs" in text
+    assert text.strip().endswith("B is worse: ttft p95 ms.")
+
+
+def test_a_servers_text_does_not_steer_the_terminal(one):
+    hostile = replace(
+        one,
+        target=replace(one.target, model=HOSTILE),
+        findings=(Finding(severity=Severity.WRONG, text=HOSTILE),),
+    )
+    text = printed(print_run, hostile)
+    assert "\x1b" not in text
+    assert "[red]" in text, "no markup is read"
+
+
+def test_the_console_is_120_columns_wide_without_a_terminal():
+    assert open_console(io.StringIO()).width == 120
+
+
+def test_quantiles_of_the_samples_follow_the_rule_of_ten():
+    assert [each.q for each in distribution(range(200)).quantiles] == [0.5, 0.75, 0.9, 0.95]
+
+
+def test_objectives_without_a_verdict_are_no_success(one):
+    kept = tuple(Kept(objective=each.objective, value_ms=1.0, met=None) for each in one.objectives)
+    assert "No verdict" in printed(print_run, replace(one, objectives=kept))
