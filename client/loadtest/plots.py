@@ -154,7 +154,8 @@ def _timeline(result: RunResult) -> Plot:
     plot = make_subplots(rows=len(rows), shared_xaxes=True, vertical_spacing=0.05, figure=empty)
     for place, (name, values, colour) in enumerate(rows, 1):
         line = {"color": colour, "width": 1.6, "shape": "hvh"}
-        trace = go.Scatter(x=at, y=values, name=name, mode="lines", line=line, connectgaps=False)
+        mode = "lines+markers" if None in values else "lines"  # a value between two gaps would draw no line
+        trace = go.Scatter(x=at, y=values, name=name, mode=mode, line=line, marker={"size": 3}, connectgaps=False)
         if colour == RED:
             trace = go.Bar(x=at, y=values, name=name, marker={"color": colour})
         plot.add_trace(trace, row=place, col=1)
