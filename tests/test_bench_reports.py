@@ -167,7 +167,8 @@ def test_a_failed_requests_line_says_why_and_claims_nothing():
     )
     line = msgspec.json.decode(request_line(record, Ask(number=0, prompt="To be", max_tokens=3)))
     assert line["error"] == "no last event\nat all"
-    assert line.keys().isdisjoint({"ttft_ms", "e2el_ms", "first_token_s", "itls_ms", "prompt_tokens", "ids_sha256"})
+    assert line.keys().isdisjoint({"ttft_ms", "e2el_ms", "first_token_s", "itls_ms", "ids_sha256"})
+    assert line["prompt_tokens"] == 1  # five characters, so that the line can be replayed
 
 
 # The table

@@ -18,6 +18,7 @@ from tramontane.client.loadtest.compare import compare as compare_runs
 from tramontane.client.loadtest.json_report import from_json, to_json
 from tramontane.client.loadtest.options import (
     DURATION,
+    TIME,
     Parsed,
     characters_option,
     checking_options,
@@ -29,7 +30,6 @@ from tramontane.client.loadtest.options import (
     workload_from,
     workload_options,
 )
-from tramontane.client.loadtest.output import save, save_sweep
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.result import MEASURES, RunResult
@@ -82,7 +82,7 @@ def bench() -> None:
 @click.option(
     "--duration", type=DURATION, default="30s", show_default=True, help="Of arrivals; --steps have their own."
 )
-@click.option("--warmup", type=DURATION, default="5s", show_default=True, help="Sent at the start and not measured.")
+@click.option("--warmup", type=TIME, default="5s", show_default=True, help="Sent at the start and not measured.")
 @objective_option()
 @target_options
 @workload_options
@@ -104,7 +104,7 @@ def run(**options: Any) -> None:
 @click.option("--to", "highest", type=float, default=1024.0, show_default=True, help="Highest rate that is tried.")
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="Of the rate that is found, as a share.")
 @click.option("--duration", type=DURATION, default="30s", show_default=True, help="Of each level.")
-@click.option("--warmup", type=DURATION, default="5s", show_default=True, help="Of each level.")
+@click.option("--warmup", type=TIME, default="5s", show_default=True, help="Of each level.")
 @objective_option("ttft:p95<1s", "itl:p95<100ms")
 @target_options
 @workload_options
@@ -123,6 +123,8 @@ def sweep(**options: Any) -> None:
         lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
     )
     if options["out"]:
+        from tramontane.client.loadtest.output import save_sweep  # plots take long to import
+
         save_sweep(Path(options["out"]), result, runs, texts=options["save_texts"])
     if options["as_json"]:
         click.echo(to_json(result))
@@ -134,7 +136,7 @@ def sweep(**options: Any) -> None:
 @bench.command(epilog=EPILOG)
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--speed", type=float, default=1.0, show_default=True, help="2 sends it twice as fast.")
-@click.option("--warmup", type=DURATION, default="0s", show_default=True, help="Sent at the start and not measured.")
+@click.option("--warmup", type=TIME, default="0s", show_default=True, help="Sent at the start and not measured.")
 @seed_option
 @characters_option
 @objective_option()
@@ -158,7 +160,7 @@ def replay(trace: Path, **options: Any) -> None:
 @bench.command(epilog=EPILOG)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), required=True, help="Arrivals a second (Poisson).")
 @click.option("--duration", type=DURATION, default="1h", show_default=True, help="Ctrl-C ends it with its report.")
-@click.option("--warmup", type=DURATION, default="10s", show_default=True, help="Sent at the start and not measured.")
+@click.option("--warmup", type=TIME, default="10s", show_default=True, help="Sent at the start and not measured.")
 @objective_option()
 @target_options
 @workload_options
@@ -249,6 +251,8 @@ def _connected(job: Callable[[Session], Awaitable[T]], options: dict[str, Any], 
 
 def _finish(run: Run, options: dict[str, Any]) -> None:
     if options["out"]:
+        from tramontane.client.loadtest.output import save
+
         save(Path(options["out"]), run, texts=options["save_texts"])
     if options["as_json"]:
         click.echo(to_json(run.result))

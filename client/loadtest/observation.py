@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tramontane.client.loadtest.driver import Pace
-from tramontane.client.loadtest.faults import Fault, Inflicted, inflict_all
+from tramontane.client.loadtest.faults import Fault, Inflicted, carry_out
 from tramontane.client.loadtest.fleet import Fleet, Usage
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
@@ -80,37 +80,43 @@ async def observe(
     Raises:
         ConnectionError: the server cannot be reached at the start, or a worker died.
     """
+    known = await target.stats() if faults else None
+    if faults and known is None:
+        raise ConnectionError("faults need GetStats to say which processes there are, and it does not answer")
     async with Fleet(plan, generator.target, workers=generator.workers, drain_s=generator.drain_s) as fleet:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         watch = _Watch(plan, target, Pace(origin=fleet.start(), drain_s=generator.drain_s))
         records: list[Record] = []
+        until_s = plan.load.duration_s
         collecting = asyncio.create_task(fleet.collect(records.append))
         watching = asyncio.create_task(watch.read_counters())
-        inflicting = asyncio.create_task(watch.inflict(faults))
         stop = asyncio.create_task(stopping.wait())
+        inflicting = [
+            asyncio.create_task(carry_out(each, known, target.stats, watch.pace.now)) for each in faults if known
+        ]
+        others = [watching, stop, *inflicting]
         try:
             with progress.watching(plan, watch.pace, records):
                 await asyncio.wait({collecting, stop}, return_when=asyncio.FIRST_COMPLETED)
-                until_s = plan.load.duration_s
                 if stopping.is_set():
                     until_s = min(until_s, watch.pace.now())
                     watching.cancel()
                     await watch.read()
                     fleet.stop()
                 usage = await collecting
+                await asyncio.wait({watching})  # its last reading may still be on its way
         finally:
-            for task in (collecting, watching, stop, inflicting):
+            for task in (collecting, *others):
                 task.cancel()
-            await asyncio.gather(collecting, watching, stop, inflicting, return_exceptions=True)
-        before, after = watch.readings[0], watch.readings[-1]
+            await asyncio.gather(collecting, *others, return_exceptions=True)
         return Observation(
             date=date,
             records=tuple(records),
             usage=usage,
-            before=before,
-            after=after,
+            before=watch.readings[0],
+            after=watch.readings[-1],
             at_rest=await target.stats(),
-            faults=() if inflicting.cancelled() else inflicting.result(),
+            faults=tuple(task.result() for task in inflicting if not task.cancelled()),
             until_s=until_s,
             stopped=until_s < plan.load.duration_s,
         )
@@ -133,11 +139,3 @@ class _Watch:
     async def read(self) -> None:
         at_s, own_cpu_s = self.pace.now(), time.process_time()
         self.readings.append(Reading(at_s=at_s, stats=await self.target.stats(), own_cpu_s=own_cpu_s))
-
-    async def inflict(self, faults: Sequence[Fault]) -> tuple[Inflicted, ...]:
-        if not faults:
-            return ()
-        stats = await self.target.stats()
-        if stats is None:
-            raise ConnectionError("faults need GetStats to say which processes there are, and it does not answer")
-        return await inflict_all(faults, stats, self.target.stats, self.pace.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -41,7 +42,13 @@ class Parsed(click.ParamType[T], Generic[T]):
             self.fail(str(error), param, ctx)
 
 
+def parse_time(text: str) -> float:
+    """A duration as `parse_duration` reads it, or none at all: `0s`. Raises ValueError."""
+    return 0.0 if re.fullmatch(r"0+(\.0*)?(ms|s|m|h)?", text.strip()) else parse_duration(text)
+
+
 DURATION = Parsed("time", parse_duration)
+TIME = Parsed("time", parse_time)
 LENGTHS = Parsed("lengths", parse_lengths)
 OBJECTIVE = Parsed("objective", objectives.parse_objective)
 FAULT = Parsed("fault", faults.parse)
@@ -87,7 +94,7 @@ target_options = _group(
     ),
     click.option(
         "--drain",
-        type=DURATION,
+        type=TIME,
         default="60s",
         show_default=True,
         help="Requests may go on so long after the last arrival; then they are cut.",
@@ -134,7 +141,7 @@ workload_options = _group(
     click.option("--slow", type=_SHARE, default=0.0, help="Share whose client pauses before each message."),
     click.option("--churn", type=_SHARE, default=0.0, help="Share with a connection of their own."),
     click.option("--bad", type=_SHARE, default=0.0, help="Share that the server must refuse."),
-    click.option("--pause", type=DURATION, default="500ms", show_default=True, help="Of slow readers."),
+    click.option("--pause", type=TIME, default="500ms", show_default=True, help="Of slow readers."),
     seed_option,
 )
 

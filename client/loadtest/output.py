@@ -18,7 +18,7 @@ def save(folder: Path, run: Run, *, texts: bool) -> None:
     """One run. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_bytes(to_json(run.result))
-    (folder / PAGE).write_text(render_page([run.result]))
+    (folder / PAGE).write_text(render_page([run.result]), encoding="utf-8")
     _save_requests(folder / REQUESTS, run, texts=texts)
 
 
@@ -26,7 +26,7 @@ def save_sweep(folder: Path, result: SweepResult, runs: Sequence[Run], *, texts:
     """A sweep; each level's requests in a file of their own. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_bytes(to_json(result))
-    (folder / PAGE).write_text(render_page(result.levels, result))
+    (folder / PAGE).write_text(render_page(result.levels, result), encoding="utf-8")
     for run in runs:
         _save_requests(folder / f"requests-{run.result.load.rate:.3g}.jsonl", run, texts=texts)
 

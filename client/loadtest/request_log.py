@@ -11,6 +11,7 @@ import itertools
 
 import msgspec
 
+from tramontane.client.loadtest.corpus import CHARACTERS_PER_TOKEN, estimated_tokens
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import Record, ServerTimings
 
@@ -28,8 +29,8 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str = ""
     finish_reason: str = ""
     conduct: Conduct = Conduct.NORMAL
-    prompt_tokens: int | None = None
-    """As the server counts, else as many ids as were sent."""
+    prompt_tokens: int
+    """As the server counts, else as many ids as were sent, else what the text's length suggests."""
     max_tokens: int
     completion_tokens: int
     seed: int
@@ -59,7 +60,7 @@ def request_line(record: Record, ask: Ask, *, texts: bool = False) -> bytes:
         error=record.error,
         finish_reason=record.finish_reason,
         conduct=record.conduct,
-        prompt_tokens=record.prompt_tokens or (None if isinstance(ask.prompt, str) else len(ask.prompt)),
+        prompt_tokens=record.prompt_tokens or _sent_tokens(ask.prompt),
         max_tokens=ask.max_tokens,
         completion_tokens=record.completion_tokens,
         seed=ask.seed,
@@ -82,6 +83,10 @@ def ids_digest(token_ids: tuple[int, ...]) -> str:
     True
     """
     return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()
+
+
+def _sent_tokens(prompt: str | tuple[int, ...]) -> int:
+    return estimated_tokens(prompt, CHARACTERS_PER_TOKEN) if isinstance(prompt, str) else len(prompt)
 
 
 def _micro(seconds: float) -> float:

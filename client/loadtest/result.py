@@ -351,3 +351,13 @@ class SweepResult:
     """The highest rate at which every objective held; None where none did."""
     first_missed_rate: float | None
     """The lowest rate above it at which one did not; None where none was missed."""
+    findings: tuple[Finding, ...] = ()
+    """On the levels together: answers that differ between them, and why there is no best rate."""
+
+    @property
+    def exit_status(self) -> int:
+        """0; 1 for wrong answers at any level, 3 where no rate kept the objectives."""
+        everywhere = [*self.findings, *(finding for level in self.levels for finding in level.findings)]
+        if any(finding.severity is Severity.WRONG for finding in everywhere):
+            return 1
+        return 0 if self.best_rate is not None else 3

@@ -177,7 +177,7 @@ def _figures(result: RunResult) -> str:
 def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo) -> tuple[Finding, ...]:
     levels = {f"{run.result.load.rate:.3g}/s": (run.plan.asks, run.records) for run in runs}
     same = across_levels(levels)
-    found = [*disagreement("answers differ between levels", same.wrong, same.checked, info.row_invariant)]
+    found = [*disagreement("got other tokens at another level", same, must_match=info.row_invariant)]
     if search.held is None and search.missed is not None:
         text = f"the lowest rate, {search.lowest:g} requests/s, does not hold: begin lower, or loosen the objectives"
         found.append(Finding(severity=Severity.MISSED, text=text))
