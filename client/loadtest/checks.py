@@ -143,7 +143,6 @@ async def _print(asked: Sequence[Asked], server: Server, at_once: int) -> list[t
             ids = record.token_ids[:-1] if record.finish_reason == FinishReason.STOP_TOKEN else record.token_ids
             text = await server.detokenize(ids) if ids else ""
             if text is None:
-                list(waiting)  # the others find nothing left
                 return
             printed.append((ask, record, text))
 
