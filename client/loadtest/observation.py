@@ -79,7 +79,11 @@ async def observe(
 
     Raises:
         ConnectionError: the server cannot be reached at the start, or a worker died.
+        ValueError: a fault comes after the run.
     """
+    for fault in faults:
+        if fault.at_s >= plan.load.duration_s:
+            raise ValueError(f"fault {fault} comes after the run, which lasts {plan.load.duration_s:g} s")
     known = await target.stats() if faults else None
     if faults and known is None:
         raise ConnectionError("faults need GetStats to say which processes there are, and it does not answer")
@@ -105,6 +109,8 @@ async def observe(
                     fleet.stop()
                 usage = await collecting
                 await asyncio.wait({watching})  # its last reading may still be on its way
+                if not stopping.is_set():
+                    await asyncio.gather(*inflicting)  # one that stops a process may last beyond the run
         finally:
             for task in (collecting, *others):
                 task.cancel()

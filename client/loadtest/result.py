@@ -205,7 +205,7 @@ class FaultReport:
     errors: int
     """Requests that failed from then until recovery."""
     pause_s: float | None
-    """Longest silence from then on; None where no message came again."""
+    """Longest silence while somebody waited, from then until recovery; None where no message came again."""
     goodput_before: float | None
     goodput_after: float | None
     """Completed requests a second, before the fault and after recovery."""

@@ -155,7 +155,7 @@ async def open_session(wishes: Wishes, progress: Progress) -> AsyncIterator[Sess
             generator=wishes.generator,
         )
         session = Session(wishes, target, setting, progress)
-        with _ctrl_c(session.stop):
+        with _first_signal(session.stop):
             yield session
     finally:
         await target.close()
@@ -188,16 +188,22 @@ def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo) -> tu
 
 
 @contextmanager
-def _ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`; the next one is Python's own."""
+def _first_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM calls `stop`; the next one does what it always does."""
     loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def remove() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
     def first() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
+        remove()
         stop()
 
-    loop.add_signal_handler(signal.SIGINT, first)
+    for number in signals:
+        loop.add_signal_handler(number, first)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        remove()
