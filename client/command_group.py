@@ -1,7 +1,8 @@
 """The `tramontane` command: its own verbs, and those that other packages add by the entry-point group.
 
 A verb of the group `tramontane.commands` is imported when it is run, not when it is listed: `tramontane --help` works
-without the packages that the verb needs, and says what it is for by reading its docstring from the source.
+without the packages that the verb needs, and says what it is for by reading its docstring from the source. The entry
+point says in brackets which extra brings those packages: `bench = "tramontane.client.loadtest.cli:bench [bench]"`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tramontane.client.errors import StatusError, TramontaneError
 
 ENTRY_POINT_GROUP = "tramontane.commands"
 EXTRA = "serve"
-"""The extra that brings what the added verbs need."""
+"""The extra of a verb whose entry point names none."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -58,16 +59,17 @@ class CommandGroup(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
-            if ctx.invoked_subcommand not in self.added or missing in ("", "tramontane"):
+            point = self.added.get(ctx.invoked_subcommand or "")
+            if point is None or missing in ("", "tramontane"):
                 raise  # a fault of ours, not a package that the user has not installed
             raise click.ClickException(
-                f"`tramontane {ctx.invoked_subcommand}` needs {missing}, which is not installed: "
-                f"pip install 'tramontane[{EXTRA}]'"
+                f"`tramontane {point.name}` needs {missing}, which is not installed: "
+                f"pip install 'tramontane[{','.join(point.extras) or EXTRA}]'"
             ) from None
 
 
 class AddedCommand(click.Command):
-    """Stands for a verb that is not imported yet: knows its name and what it is for."""
+    """Stands for a verb, or a group of verbs, that is not imported yet: knows its name and what it is for."""
 
     def __init__(self, point: EntryPoint) -> None:
         super().__init__(point.name, help=docstring(point))

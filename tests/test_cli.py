@@ -1,4 +1,4 @@
-"""The command line: output, exit statuses, interruption, and verbs that other packages add."""
+"""The command line: output, exit statuses, interruption."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_health_is_0_only_when_serving(server, run):
 
 
 def test_version(run):
-    assert run("version").stdout == f"tramontane {__version__}\n"
+    assert run("version").stdout == run("--version").stdout == f"tramontane {__version__}\n"
     assert json.loads(run("version", "--json").stdout)["tramontane"] == __version__
 
 
@@ -204,82 +204,3 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # Linux: the other side is closed
         return b""
-
-
-@pytest.fixture
-def plugin(tmp_path, monkeypatch) -> Path:
-    """An installed distribution that adds verbs: one that works, two whose packages are missing, one that is broken."""
-    (tmp_path / "plugin.dist-info").mkdir()
-    (tmp_path / "plugin.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1\n")
-    (tmp_path / "plugin.dist-info" / "entry_points.txt").write_text(
-        "[tramontane.commands]\n"
-        "greet = plugin_greet:greet\n"
-        "needy = plugin_needy:needy\n"
-        "late = plugin_greet:late\n"
-        "broken = plugin_broken:broken\n"
-        "gone = plugin_gone.inner:gone\n"
-        "models = plugin_greet:greet\n"
-    )
-    (tmp_path / "plugin_greet.py").write_text(
-        "import click\n"
-        "@click.command()\n"
-        "@click.argument('name')\n"
-        "def greet(name):\n"
-        "    'Greet somebody by name.'\n"
-        "    click.echo(f'hello {name}')\n"
-        "@click.command()\n"
-        "def late():\n"
-        "    'Need a package when run.'\n"
-        "    import package_that_is_missing.inner\n"
-    )
-    (tmp_path / "plugin_needy.py").write_text(
-        "import package_that_is_missing\ndef needy():\n    '''Need a package at once.\n\n    More.'''\n"
-    )
-    (tmp_path / "plugin_broken.py").write_text("import tramontane.no_such_module\ndef broken():\n    'Be broken.'\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(vars(main), "added", raising=False)
-    yield tmp_path
-    vars(main).pop("added", None)
-
-
-def test_added_verbs_are_listed_and_run(run, plugin):
-    shown = run("--help").stdout
-    for name, text in [("greet", "Greet somebody by name."), ("needy", "Need a package at once."), ("gone", "")]:
-        assert any(line.split(maxsplit=1) == [name, *([text] if text else [])] for line in shown.splitlines())
-    assert "plugin_needy" not in sys.modules
-    assert run("greet", "you").stdout == "hello you\n"
-    assert "Usage: main greet [OPTIONS] NAME" in run("greet", "--help").stdout
-    assert run("greet").exit_code == 2
-
-
-def test_an_added_verb_never_replaces_ours(run, plugin):
-    assert run("models").stdout.startswith("NAME")
-
-
-@pytest.mark.parametrize("name", ["needy", "late"])
-def test_a_verb_whose_package_is_missing_says_what_to_install(run, plugin, name):
-    result = run(name)
-    assert result.exit_code == 1
-    assert result.stderr == (
-        f"Error: `tramontane {name}` needs package_that_is_missing, which is not installed: "
-        "pip install 'tramontane[serve]'\n"
-    )
-
-
-def test_a_fault_of_our_own_is_not_taken_for_a_missing_package(run, plugin):
-    assert isinstance(run("broken").exception, ModuleNotFoundError)
-
-
-def test_help_lists_the_servers_verbs_and_imports_none():
-    script = (
-        "import sys\n"
-        "from tramontane.client.cli import main\n"
-        "main(['--help'], standalone_mode=False)\n"
-        "print([name for name in ('ray', 'torch', 'numpy', 'tramontane.cluster.cli') if name in sys.modules])\n"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
-    commands = result.stdout[result.stdout.index("Commands:") :].splitlines()[1:]
-    listed = {line.split()[0]: line.split()[1:] for line in commands if line.startswith("  ")}
-    assert set(listed) >= {"down", "generate", "health", "models", "serve", "version"}
-    assert all(listed.values())
