@@ -68,6 +68,7 @@ class Completion:
         self._taken = 0
         self._first_s = self._last_s = clock.submitted_s
         self._finished: Finished | None = None
+        self._leaving = False
 
     @property
     def tokens(self) -> int:
@@ -107,6 +108,11 @@ class Completion:
             self._finished = finished
             self._news.set()
 
+    def leave(self, finished: Finished) -> None:
+        """As `end`, where the gateway is what ends: the request may be tried at another, if nothing was said yet."""
+        self._leaving = True
+        self.end(finished)
+
     async def wait(self) -> None:
         """Wait until there is something to take."""
         await self._news.wait()
@@ -120,7 +126,7 @@ class Completion:
         if self._finished is None or self.reason is not None:
             self._news.clear()
         elif not self._ids:
-            raise _failure(self._finished)
+            raise _failure(self._finished, retry=self._leaving or self._finished.reason is not EndReason.BROKEN)
         event = pb.GenerateEvent()
         if self._taken == 0:
             event.started.request_id = self._request.request_id
@@ -162,10 +168,10 @@ class Completion:
         )
 
 
-def _failure(finished: Finished) -> CallError:
+def _failure(finished: Finished, *, retry: bool) -> CallError:
     return CallError(
         FAILURES[finished.reason],
         finished.detail or FAILURE_SENTENCES[finished.reason],
         retry_after_s=RETRY_AFTER_S if finished.reason is EndReason.REFUSED else None,
-        retry=finished.reason is not EndReason.BROKEN,
+        retry=retry,
     )

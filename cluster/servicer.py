@@ -114,10 +114,10 @@ class Servicer(pb_grpc.ServingServicer):
         await self._idle.wait()
 
     def end_all(self, reason: str) -> None:
-        """End every generation with UNAVAILABLE."""
+        """End every generation with UNAVAILABLE; clients may try another gateway."""
         for number, (pipeline, completion) in self._open.items():
             pipeline.cancel(number)
-            completion.end(broken_end(number, reason))
+            completion.leave(broken_end(number, reason))
 
     def close(self) -> None:
         """Let the threads go."""

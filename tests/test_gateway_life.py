@@ -29,6 +29,7 @@ from fake_pipeline import (
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tramontane.client import AsyncClient
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
 from tramontane.protos import serving_pb2 as pb
@@ -168,6 +169,23 @@ async def test_close_ends_the_rest_with_a_status():
         assert (error.code(), error.details()) == (Code.UNAVAILABLE, "the server is shutting down")
         assert pipeline.cancelled == [0]
         assert pipeline.broken.done()
+
+
+async def test_a_request_without_tokens_goes_on_at_another_gateway():
+    first, second = FakePipeline(name="a"), FakePipeline(name="b")
+    first.running.clear()
+    async with (
+        serving(first) as (leaving, one),
+        serving(second) as (_, two),
+        AsyncClient(f"ipv4:{one},{two}") as client,
+    ):
+        calls = []
+        while not first.open:
+            calls.append(asyncio.create_task(client.generate("a summer", max_tokens=3)))
+            await asyncio.sleep(0.05)
+        await leaving.close(0.05)
+        assert [len((await call).token_ids) for call in calls] == [3] * len(calls)
+        assert len(second.submitted) == len(calls)
 
 
 async def test_a_port_in_use_is_an_error_that_names_it():
