@@ -104,7 +104,8 @@ class ClientOptions:
             raise ValueError("the target is empty; it is an address such as 127.0.0.1:50051")
         if self.token is not None and self.tls is None and not self.clear_token and not is_local(target):
             raise ValueError(
-                f"the token would travel to {target} in clear; give tls, or clear_token=True if the network is trusted"
+                f"the token would travel to {target} in clear; give TLS, or clear_token (--clear-token) if the network "
+                "is trusted"
             )
 
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import platform
 import sys
@@ -12,76 +11,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version as installed
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tramontane import __version__
-from tramontane.client.channel import GENERATE_TIMEOUT_S, SERVICE, ClientOptions, Tls
+from tramontane.client.channel import GENERATE_TIMEOUT_S, SERVICE
 from tramontane.client.client import Client
 from tramontane.client.command_group import CommandGroup
+from tramontane.client.connecting import connects, prints_json
 from tramontane.client.errors import NotFound, TramontaneError
 from tramontane.client.types import Completion, HealthStatus, ModelInfo
 from tramontane.client.wire import Prompt
 
-DEFAULT_TARGET = "127.0.0.1:50051"
 _PATIENCE_S = 2.0
 """After so long without a token, `generate` says what it waits for."""
 
-_File = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="tramontane %(version)s")
 def main() -> None:
     """Serve Mistral and Mixtral language models from a cluster, and talk to the servers."""
-
-
-def connects(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options that say where the server is, and hand it a client for its first argument."""
-
-    @click.option(
-        "--target",
-        envvar="TRAMONTANE_TARGET",
-        show_envvar=True,
-        default=DEFAULT_TARGET,
-        show_default=True,
-        help="Server: HOST:PORT, ipv4:HOST:PORT,HOST:PORT or dns:///NAME:PORT.",
-    )
-    @click.option("--tls", is_flag=True, help="Encrypt, and trust the usual authorities.")
-    @click.option("--ca", type=_File, help="Encrypt, and trust the authorities of this PEM file.")
-    @click.option("--cert", type=_File, help="Encrypt, with this client certificate (PEM).")
-    @click.option("--key", type=_File, help="Its private key (PEM).")
-    @click.option(
-        "--token-file", type=_File, envvar="TRAMONTANE_TOKEN_FILE", show_envvar=True, help="Holds a bearer token."
-    )
-    @functools.wraps(command)
-    def connected(
-        target: str,
-        tls: bool,
-        ca: Path | None,
-        cert: Path | None,
-        key: Path | None,
-        token_file: Path | None,
-        **arguments: Any,
-    ) -> None:
-        try:
-            options = ClientOptions(
-                tls=Tls(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
-                token=token_file.read_text().strip() if token_file else None,
-            )
-            client = Client(target, options)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from None
-        with client:
-            command(client, **arguments)
-
-    return connected
-
-
-def prints_json(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the option that makes its output one JSON value."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")(command)
 
 
 def _parse_ids(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:

@@ -13,7 +13,7 @@ import tramontane.client
 from tramontane.client import GenerateArguments, StatusError, TramontaneError, errors, wire
 from tramontane.client.cli import main
 
-COMMON = {"--target", "--tls", "--ca", "--cert", "--key", "--token-file", "--json"}
+COMMON = {"--target", "--tls", "--ca", "--cert", "--key", "--server-name", "--token-file", "--clear-token", "--json"}
 OPTIONS = {
     "generate": COMMON
     | {"--ids", "--model", "--max-tokens", "--min-tokens", "--temperature", "--top-k", "--top-p", "--min-p"}

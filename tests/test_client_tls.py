@@ -7,9 +7,11 @@ import asyncio
 import grpc
 import pytest
 from certificates import Authority
+from click.testing import CliRunner
 from fake_server import FakeServer
 
 from tramontane.client import AsyncClient, Client, ClientOptions, Tls, errors
+from tramontane.client.cli import main
 
 
 def test_the_token_goes_with_every_call(server):
@@ -61,3 +63,29 @@ async def test_tls(tmp_path, mutual):
             options = ClientOptions(tls=tls, attempts=1)
             with Client(server.target, options) as client, pytest.raises(errors.Unavailable):
                 client.models()
+
+
+def test_the_command_line_says_whom_to_trust(tmp_path):
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server")
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    with FakeServer(credentials=credentials) as server:
+
+        def status(*arguments: str) -> int:
+            return CliRunner().invoke(main, ["models", "--target", server.target, *arguments]).exit_code
+
+        assert status() == status("--tls") == 1
+        assert status("--ca", str(authority.ca)) == 0
+        assert status("--ca", str(authority.ca), "--server-name", "tramontane.test") == 0
+        assert status("--ca", str(authority.ca), "--server-name", "other.test") == 1
+
+
+def test_the_command_line_keeps_tokens_at_home_unless_told(server, tmp_path):
+    (tmp_path / "token").write_text("sesame\n")
+    # Not known to be this machine, though Linux leads it here.
+    target = f"0.0.0.0:{server.target.rpartition(':')[2]}"
+    arguments = ["models", "--target", target, "--token-file", str(tmp_path / "token")]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    assert not server.seen
+    assert CliRunner().invoke(main, [*arguments, "--clear-token"]).exit_code == 0
+    assert server.seen[0].metadata["authorization"] == "Bearer sesame"

@@ -41,7 +41,7 @@ async def test_an_old_client_comes_anew_and_its_stream_goes_on(peers):
         await anext(stream)
         while len(set(peers)) < 4:  # the stream's own, and three after it
             await client.generate("a summer", max_tokens=1)
-        assert pipeline.produced < 4000, "the stream was over too soon to prove anything"
+            assert pipeline.produced < 3000, "no connection has grown old"
         pipeline.pause_s = 0.0
         tokens = sum([len(delta.token_ids) async for delta in stream])
         assert tokens + 1 >= stream.completion.usage.completion_tokens == 4000

@@ -83,6 +83,8 @@ def test_a_full_context_sets_the_least_kv_memory() -> None:
         ({"model_dir": Path("/nonexistent")}, "/nonexistent"),
         ({"detach": True}, "detach"),
         ({"host": "0.0.0.0"}, "host is 0.0.0.0"),
+        ({"tls_cert": Path("cert.pem")}, f"--tls-cert is {Path.cwd()}/cert.pem, and --tls-key is not given"),
+        ({"token_file": Path("/nonexistent")}, "--token-file is /nonexistent, which cannot be read"),
     ],
 )
 def test_what_is_wrong_is_named_before_ray_starts(changes: dict, named: str) -> None:

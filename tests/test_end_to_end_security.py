@@ -1,0 +1,99 @@
+"""`tramontane serve` with TLS and tokens, open to other machines, and its events as JSON: one service for all of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from certificates import Authority
+from service import Service
+
+from tramontane.client import Client, ClientOptions, Tls, Unauthenticated
+
+pytestmark = pytest.mark.ray
+
+TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
+TOKEN, LATER = "sesame-of-ann-0001", "sesame-of-bob-0002"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("secured")
+
+
+@pytest.fixture(scope="module")
+def events(folder) -> Iterator[list[dict]]:
+    """What a service says until it is ready; it runs as long as the tests of this file."""
+    cert, key = Authority(folder).issue("server")
+    (folder / "tokens").write_text(f"# of Ann\n{TOKEN}\n")
+    service = Service(
+        *("--host", "0.0.0.0", "--dtype", "float32", "--json"),
+        *("--tls-cert", str(cert), "--tls-key", str(key), "--token-file", str(folder / "tokens")),
+    )
+    try:
+        service.wait_for(r'"event": "ready"')
+        told = [json.loads(line) for line in service.lines]
+        yield told
+        told += [json.loads(line) for line in service.lines[len(told) :]]
+    finally:
+        assert service.end() == 0, service.output
+    last = [json.loads(line)["event"] for line in service.lines[-2:]]
+    assert last == ["ending", "ended"]
+
+
+@pytest.fixture(scope="module")
+def target(events) -> str:
+    host, _, port = events[-1]["target"].rpartition(":")
+    assert host == "0.0.0.0"
+    return f"127.0.0.1:{port}"
+
+
+def test_events_are_json_one_a_line(events, folder):
+    names = [event["event"] for event in events]
+    assert [name for name in dict.fromkeys(names) if name not in ("waiting", "loading")] == [
+        *("warning", "starting", "model", "kv", "logs", "listening", "ready")
+    ]
+    assert f"--token-file is {folder / 'tokens'}, which others" in events[0]["message"]
+    assert events[-1]["version"]
+
+
+def test_a_token_over_tls_is_served_and_others_are_not(target, folder):
+    tls = Tls(ca=folder / "authority.pem")
+    with Client(target, ClientOptions(tls=tls, token=TOKEN)) as client:
+        assert client.generate("ROMEO:", max_tokens=4, ignore_eos=True).usage.completion_tokens == 4
+        assert len(client.stats().stages) == 1
+    for token in (None, LATER):
+        with Client(target, ClientOptions(tls=tls, token=token)) as client, pytest.raises(Unauthenticated):
+            client.generate("ROMEO:", max_tokens=4)
+    (folder / "tokens").write_text(f"{TOKEN}\n{LATER}\n")
+    with Client(target, ClientOptions(tls=tls, token=LATER)) as client:
+        assert client.models()
+
+
+def test_the_command_line_gets_in_too(target, folder):
+    def run(verb: str, *arguments: str) -> subprocess.CompletedProcess:
+        command = [TRAMONTANE, verb, "--target", target, "--ca", str(folder / "authority.pem"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert run("health").stdout == "SERVING\n"
+    refused = run("models")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "a bearer token is missing" in refused.stderr
+    (folder / "mine").write_text(TOKEN)
+    assert run("models", "--token-file", str(folder / "mine")).stdout.startswith("NAME")
+
+
+def test_no_process_shows_a_token(events):
+    for process in psutil.process_iter():
+        try:
+            shown = [*process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        assert not any(token in text for token in (TOKEN, LATER) for text in shown), process
+    logs = Path(next(event["folder"] for event in events if event["event"] == "logs"))
+    assert not [path for path in logs.rglob("*.*") if path.is_file() and b"sesame" in path.read_bytes()]
