@@ -1,0 +1,51 @@
+"""Requests through a simulated server on a virtual clock, as the records that a perfect generator would write."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+import numpy as np
+
+from tramontane.client.loadtest.plan import Load
+from tramontane.client.loadtest.record import OK, Record
+
+
+def open_load(duration_s, warmup_s=0.0, kind="poisson", rate=10.0):
+    return Load(kind=kind, duration_s=duration_s, warmup_s=warmup_s, seed=0, rate=rate)
+
+
+def answer(intended_s, first_s, ended_s, *, tokens=1, **changes):
+    """A completed request whose tokens came one by one, evenly between the first and the end."""
+    times_s = tuple(float(time_s) for time_s in np.linspace(first_s, ended_s, tokens))
+    record = Record(
+        number=0,
+        intended_s=float(intended_s),
+        sent_s=float(intended_s),
+        message_times_s=times_s,
+        message_tokens=(1,) * tokens,
+        ended_s=float(ended_s),
+        status=OK,
+        prompt_tokens=10,
+        completion_tokens=tokens,
+    )
+    return replace(record, **changes)
+
+
+def queue(arrivals_s, services_s, servers=1, *, tokens=1):
+    """First come, first served: each request takes the first server that is free, and decodes while it has it."""
+    free_s = [0.0] * servers
+    records = []
+    for arrival_s, service_s in zip(arrivals_s, services_s, strict=True):
+        begun_s = max(heapq.heappop(free_s), arrival_s)
+        ended_s = begun_s + service_s
+        heapq.heappush(free_s, ended_s)
+        first_s = ended_s if tokens == 1 else begun_s + service_s / tokens
+        records.append(answer(arrival_s, first_s, ended_s, tokens=tokens))
+    return records
+
+
+def poisson_queue(random, *, rate, service_s, duration_s, servers=1, tokens=1):
+    """M/M/c."""
+    arrivals_s = np.sort(random.uniform(0, duration_s, random.poisson(rate * duration_s)))
+    return queue(arrivals_s, random.exponential(service_s, len(arrivals_s)), servers, tokens=tokens)
