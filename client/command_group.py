@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from tramontane.client.errors import StatusError, TramontaneError
+from tramontane.client.errors import StatusError, TramontaneError, Unauthenticated
 
 ENTRY_POINT_GROUP = "tramontane.commands"
 EXTRA = "serve"
@@ -108,6 +108,8 @@ def describe(error: TramontaneError) -> str:
         ]
         if error.retry_after_s is not None:
             parts.append(f"try again in {error.retry_after_s:g} s")
+        if isinstance(error, Unauthenticated):
+            parts.append("--token-file names the file that holds yours")
     return "; ".join(parts)
 
 

@@ -107,6 +107,7 @@ def test_errors_are_one_line_and_status_1(server, run):
         ),
         refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", RetryInfo(retry_delay=Duration(seconds=2))),
         events(),
+        refuse(grpc.StatusCode.UNAUTHENTICATED, "a token is missing"),
         refuse(
             grpc.StatusCode.INVALID_ARGUMENT,
             "min_p is 7",
@@ -114,16 +115,17 @@ def test_errors_are_one_line_and_status_1(server, run):
         ),
     ]
     says = ["two lines (request", "sampling.top_p: is 7", "full (request", "try again in 2 s", "without its last event"]
-    results = [run("generate", "a") for _ in range(4)]
+    says.append("--token-file names the file")
+    results = [run("generate", "a") for _ in range(5)]
     results += [run("generate", "a", "--top-k", "-1"), run("models", "--target", "127.0.0.1:1")]
     for result in results:
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ")
         assert result.stderr.count("\n") == 1
     assert all(any(text in result.stderr for result in results) for text in says)
-    assert results[3].stderr.startswith("Error: min_p is 7 (request")
-    assert results[3].stderr.count("min_p") == 1
-    assert "top_k is -1" in results[4].stderr
+    assert results[4].stderr.startswith("Error: min_p is 7 (request")
+    assert results[4].stderr.count("min_p") == 1
+    assert "top_k is -1" in results[5].stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,12 @@ def run(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+def down(cluster: RayCluster) -> tuple[int, list[str]]:
+    """The exit status, and the events that it told."""
+    done = run(cluster, "down", "--json")
+    return done.returncode, [json.loads(line)["event"] for line in done.stdout.splitlines()]
+
+
 @contextlib.contextmanager
 def joined(cluster: RayCluster) -> Iterator[ModuleType]:
     """Ray, connected to the cluster from this process."""
@@ -74,9 +81,9 @@ def test_a_detached_service_over_two_nodes_lives_until_down(cluster: RayCluster)
 
     gateway = next(process for process in processes if process.role == "gateway")
     os.kill(gateway.pid, signal.SIGSTOP)  # a hung part must not keep the others alive
-    assert run(cluster, "down").returncode == 0
+    assert down(cluster) == (0, ["ending", "ended"])
     eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
-    assert run(cluster, "down").returncode == 1
+    assert down(cluster) == (1, ["nothing"])
 
 
 def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_refused(cluster: RayCluster) -> None:
