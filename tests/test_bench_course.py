@@ -97,6 +97,19 @@ def test_a_long_prefill_is_no_stall_unless_it_is_beyond_the_usual():
     assert stalls([*usual, stream(90, 93.0 + EVEN)], (0, 100)) == (Stall(start_s=90, end_s=93.02),)
 
 
+def test_in_mid_stream_the_usual_prefill_is_no_excuse():
+    usual = [stream(10 * place, 10 * place + 1.0 + EVEN) for place in range(5)]  # TTFT 1.02 s: up to 5.1 s
+    assert stalls([*usual, stream(90, 92.0 + EVEN)], (0, 100)) == ()
+    assert len(stalls([*usual, stream(90, [90.5, 92.5])], (0, 100))) == 1
+
+
+@pytest.mark.parametrize(("status", "silences"), [("OK", 0), ("UNAVAILABLE", 1)])
+def test_a_good_end_is_a_sign_of_life(status, silences):
+    """One request ends 0.8 s after the last message, the next message comes 0.8 s after that."""
+    ending, going_on = stream(0, [0.5, 1.0], 1.8, status=status), stream(0, [0.5, 1.0, 2.6])
+    assert len(stalls([ending, going_on, stream(30, 30 + EVEN)], (0, 10))) == silences
+
+
 def test_a_slow_readers_pause_is_its_own():
     slow = stream(0, [*EVEN, *(EVEN + 6)], conduct=Conduct.SLOW)
     assert stalls([slow], (0, 20)) == ()
