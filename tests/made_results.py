@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tramontane.client.loadtest.measures import measure
+from tramontane.client.loadtest.judging.measures import measure
+from tramontane.client.loadtest.judging.timeline import seconds
 from tramontane.client.loadtest.result import GeneratorLag, Machine, RunResult, TargetInfo
-from tramontane.client.loadtest.timeline import seconds
 
 
 def result_of(records, load, *, objectives=(), findings=(), stationary=True, workload="16 tokens"):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import virtual_time
 
-from tramontane.client.loadtest.driver import Pace, drive
+from tramontane.client.loadtest.generator.driver import Pace, drive
+from tramontane.client.loadtest.generator.target import Answer, Leave
 from tramontane.client.loadtest.plan import Ask, Load, Plan
 from tramontane.client.loadtest.record import LEFT, OK, Record
-from tramontane.client.loadtest.target import Answer, Leave
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest import arrivals
+from tramontane.client.loadtest.load import arrivals
 
 seeds = st.integers(0, 2**64)
 rates = st.floats(0.05, 50)

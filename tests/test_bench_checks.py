@@ -7,13 +7,13 @@ from dataclasses import replace
 import fake_server
 import pytest
 
-from tramontane.client.loadtest.agreement import across_levels, first_difference, identity
-from tramontane.client.loadtest.checks import check, disagreement, findings
-from tramontane.client.loadtest.grpc_target import GrpcTarget
+from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
+from tramontane.client.loadtest.generator.target import Answer, TargetOptions
+from tramontane.client.loadtest.judging.agreement import across_levels, first_difference, identity
+from tramontane.client.loadtest.judging.checks import check, disagreement, findings
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
 from tramontane.client.loadtest.result import Checks, Severity
-from tramontane.client.loadtest.target import Answer, TargetOptions
 from tramontane.protos import serving_pb2
 
 EOS = 2

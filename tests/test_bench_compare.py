@@ -7,9 +7,9 @@ import pytest
 from made_results import result_of
 from simulated_queue import open_load, queue
 
-from tramontane.client.loadtest.compare import Verdict, compare, verdict
-from tramontane.client.loadtest.objectives import parse_objective
-from tramontane.client.loadtest.resampling import BLOCKS, RERUNS, blocks_of, draws, rerun_quantiles, rerun_sums
+from tramontane.client.loadtest.judging.compare import Verdict, compare, verdict
+from tramontane.client.loadtest.judging.objectives import parse_objective
+from tramontane.client.loadtest.judging.resampling import BLOCKS, RERUNS, blocks_of, draws, rerun_quantiles, rerun_sums
 from tramontane.client.loadtest.result import Finding, Severity
 
 LOAD = open_load(66.0, 6.0, rate=10.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tramontane.client.loadtest.corpus import RandomIds, SyntheticText, TextFile, read_text_file
-from tramontane.client.loadtest.streams import Stream, generator
+from tramontane.client.loadtest.load.corpus import RandomIds, SyntheticText, TextFile, read_text_file
+from tramontane.client.loadtest.load.streams import Stream, generator
 
 LINES = "".join(f"line {number} of the text\n" for number in range(500))
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from simulated_queue import answer, open_load, poisson_queue
 
+from tramontane.client.loadtest.judging.stationarity import stationary
+from tramontane.client.loadtest.judging.timeline import seconds, stalls
 from tramontane.client.loadtest.plan import Conduct, Load
 from tramontane.client.loadtest.record import CUT
 from tramontane.client.loadtest.result import Stall
-from tramontane.client.loadtest.stationarity import stationary
-from tramontane.client.loadtest.timeline import seconds, stalls
 
 
 def share_called_stationary(use, servers, runs=60):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from tramontane.client import RouterStats, Stats
-from tramontane.client.loadtest.drift import drift_findings, leftovers
+from tramontane.client.loadtest.judging.drift import drift_findings, leftovers
 from tramontane.client.loadtest.record import Record
 
 

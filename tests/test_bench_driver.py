@@ -9,7 +9,7 @@ import pytest
 import virtual_time
 from scripted_target import Scripted, closed_plan, drive_to_end, open_plan
 
-from tramontane.client.loadtest.driver import LEAVE_AT_ONCE_S, Pace, drive
+from tramontane.client.loadtest.generator.driver import LEAVE_AT_ONCE_S, Pace, drive
 from tramontane.client.loadtest.plan import Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, Record
 

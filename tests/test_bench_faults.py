@@ -13,8 +13,7 @@ import psutil
 import pytest
 from calls import eventually
 
-from tramontane.client.loadtest.fault_cost import pause, recovery, reports
-from tramontane.client.loadtest.faults import (
+from tramontane.client.loadtest.generator.faults import (
     Fault,
     Inflicted,
     Kind,
@@ -24,6 +23,7 @@ from tramontane.client.loadtest.faults import (
     parse,
     same_start,
 )
+from tramontane.client.loadtest.judging.fault_cost import pause, recovery, reports
 from tramontane.client.loadtest.plan import Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, Record
 from tramontane.client.loadtest.result import FaultReport

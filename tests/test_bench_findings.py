@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from simulated_queue import answer, open_load
 
-from tramontane.client.loadtest.findings import findings, lag_findings
-from tramontane.client.loadtest.measures import measure
-from tramontane.client.loadtest.objectives import parse_objective
+from tramontane.client.loadtest.judging.findings import findings, lag_findings
+from tramontane.client.loadtest.judging.measures import measure
+from tramontane.client.loadtest.judging.objectives import parse_objective
+from tramontane.client.loadtest.judging.quantiles import distribution
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.quantiles import distribution
 from tramontane.client.loadtest.result import GeneratorLag, Severity, Stall
 
 NO_LAG = GeneratorLag(send=None, read=None)

@@ -10,10 +10,10 @@ import pytest
 from fake_server import FakeServer, delta, events, hold, refuse, started
 from google.rpc.error_details_pb2 import BadRequest
 
-from tramontane.client.loadtest.fleet import Fleet, split
+from tramontane.client.loadtest.generator.fleet import Fleet, split
+from tramontane.client.loadtest.generator.target import TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct, Load, Plan
 from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
-from tramontane.client.loadtest.target import TargetOptions
 from tramontane.protos import serving_pb2
 
 

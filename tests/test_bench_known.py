@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from scripted_target import Scripted, closed_plan, drive_to_end, open_plan
 
-from tramontane.client.loadtest.measures import measure
-from tramontane.client.loadtest.objectives import parse_objective
+from tramontane.client.loadtest.judging.measures import measure
+from tramontane.client.loadtest.judging.objectives import parse_objective
 
 
 def measured(plan, target, *objectives: str):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest.lengths import MAX_LENGTH, Fixed, LogNormal, Uniform, parse_lengths
-from tramontane.client.loadtest.streams import Stream, generator
+from tramontane.client.loadtest.load.lengths import MAX_LENGTH, Fixed, LogNormal, Uniform, parse_lengths
+from tramontane.client.loadtest.load.streams import Stream, generator
 
 
 def draw(lengths, count, seed=1):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from simulated_queue import answer, open_load, poisson_queue, queue
 
-from tramontane.client.loadtest.latency import tokens_by_message, values_ms
-from tramontane.client.loadtest.measures import measure
-from tramontane.client.loadtest.objectives import parse_objective
+from tramontane.client.loadtest.judging.latency import tokens_by_message, values_ms
+from tramontane.client.loadtest.judging.measures import measure
+from tramontane.client.loadtest.judging.objectives import parse_objective
+from tramontane.client.loadtest.judging.quantiles import quantile
 from tramontane.client.loadtest.plan import Conduct, Load
-from tramontane.client.loadtest.quantiles import quantile
 from tramontane.client.loadtest.record import CUT, LEFT, Record, ServerTimings
 
 THE_EXAMPLE = Record(

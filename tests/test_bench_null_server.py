@@ -12,12 +12,12 @@ import pytest
 from test_structure import CLIENT_PACKAGES, imported_by
 
 from tramontane.client import AsyncClient, ClientOptions, FinishReason, HealthStatus, InvalidArgument
-from tramontane.client.loadtest.grpc_target import GrpcTarget
-from tramontane.client.loadtest.null_server import VERSION
+from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
+from tramontane.client.loadtest.generator.null_server import VERSION
+from tramontane.client.loadtest.generator.target import TargetOptions
 from tramontane.client.loadtest.plan import Ask
-from tramontane.client.loadtest.target import TargetOptions
 
-COMMAND = [sys.executable, "-m", "tramontane.client.loadtest.null_server"]
+COMMAND = [sys.executable, "-m", "tramontane.client.loadtest.generator.null_server"]
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def test_a_stdin_that_is_no_pipe_does_not_end_it():
 
 
 def test_it_needs_the_clients_packages_only():
-    assert imported_by("tramontane.client.loadtest.null_server") <= CLIENT_PACKAGES | {
+    assert imported_by("tramontane.client.loadtest.generator.null_server") <= CLIENT_PACKAGES | {
         "cython_runtime",
         "_cython_3_2_4",
     }

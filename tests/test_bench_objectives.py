@@ -3,7 +3,7 @@
 import pytest
 from simulated_queue import answer
 
-from tramontane.client.loadtest.objectives import met, parse_objective, verdicts
+from tramontane.client.loadtest.judging.objectives import met, parse_objective, verdicts
 from tramontane.client.loadtest.record import CUT
 from tramontane.client.loadtest.result import Objective
 

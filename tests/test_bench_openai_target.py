@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from fake_openai import FakeOpenAI, content, end
 
-from tramontane.client.loadtest.openai_target import LINE_LIMIT_BYTES, OpenAITarget
+from tramontane.client.loadtest.generator.openai_target import LINE_LIMIT_BYTES, OpenAITarget
+from tramontane.client.loadtest.generator.target import Answer, Leave, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL
-from tramontane.client.loadtest.target import Answer, Leave, TargetOptions
 
 ASK = Ask(number=0, prompt="To be", max_tokens=8, temperature=0.5, seed=3)
 

@@ -14,8 +14,8 @@ from html.parser import HTMLParser
 import pytest
 from sample_results import poor_run, run, sweep
 
-from tramontane.client.loadtest.page import render_page
-from tramontane.client.loadtest.plots import MAX_POINTS, curve, thinned
+from tramontane.client.loadtest.report.page import render_page
+from tramontane.client.loadtest.report.plots import MAX_POINTS, curve, thinned
 from tramontane.client.loadtest.result import MEASURES, Finding, Second, Severity
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>{{ 7 * 7 }}"

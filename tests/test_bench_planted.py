@@ -16,12 +16,12 @@ import pytest
 from fake_pipeline import serving
 from local_pipeline import LocalPipeline
 
-from tramontane.client.loadtest.checks import check, findings
-from tramontane.client.loadtest.grpc_target import GrpcTarget
+from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
+from tramontane.client.loadtest.generator.target import TargetOptions
+from tramontane.client.loadtest.judging.checks import check, findings
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import Checks, Severity
-from tramontane.client.loadtest.target import TargetOptions
 from tramontane.cluster.completion import Completion
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.text import StopStrings

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest import entries, prompt_file
-from tramontane.client.loadtest.entries import BadEntry, read_entries
-from tramontane.client.loadtest.prompt_file import Given, read_prompt_file
+from tramontane.client.loadtest.load import entries, prompt_file
+from tramontane.client.loadtest.load.entries import BadEntry, read_entries
+from tramontane.client.loadtest.load.prompt_file import Given, read_prompt_file
 
 TALK = [{"from": "human", "value": "Why is it wet?"}, {"from": "gpt", "value": "Because it rains."}]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest.quantiles import QUANTILES, distribution, grouped_distribution, quantile
+from tramontane.client.loadtest.judging.quantiles import QUANTILES, distribution, grouped_distribution, quantile
 
 
 @given(samples=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=200), q=st.sampled_from(QUANTILES))

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 from sample_results import distribution, poor_run, run, sweep
 
-from tramontane.client.loadtest.compare import Change, Comparison, Verdict
-from tramontane.client.loadtest.json_report import from_json, to_json
+from tramontane.client.loadtest.judging.compare import Change, Comparison, Verdict
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import PROTOCOL, Record, ServerTimings
-from tramontane.client.loadtest.request_log import request_line
+from tramontane.client.loadtest.report.json_report import from_json, to_json
+from tramontane.client.loadtest.report.request_log import request_line
+from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.result import Finding, Kept, Severity
-from tramontane.client.loadtest.table import open_console, print_comparison, print_run, print_sweep
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[2J[red]{{ 7 * 7 }}"
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tramontane.client.loadtest import schedule
-from tramontane.client.loadtest.lengths import Fixed
+from tramontane.client.loadtest.load import schedule
+from tramontane.client.loadtest.load.lengths import Fixed
+from tramontane.client.loadtest.load.workload import Workload
 from tramontane.client.loadtest.result import TargetInfo
-from tramontane.client.loadtest.workload import Workload
 
 INFO = TargetInfo(kind="grpc", address="x:1", model="tiny", context_tokens=4096, vocabulary_tokens=1024)
 WORKLOAD = Workload(prompt=Fixed(8), completion=Fixed(4))

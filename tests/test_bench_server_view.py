@@ -7,9 +7,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tramontane.client.loadtest import server_view
+from tramontane.client.loadtest.judging import server_view
+from tramontane.client.loadtest.judging.server_view import machine, shared_machine, view
 from tramontane.client.loadtest.result import ProcessShare, ServerView, Severity
-from tramontane.client.loadtest.server_view import machine, shared_machine, view
 from tramontane.client.types import ProcessStats, RouterStats, StageStats, Stats
 
 

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from tramontane.client.loadtest import trace
-from tramontane.client.loadtest.corpus import RandomIds
-from tramontane.client.loadtest.entries import BadEntry
-from tramontane.client.loadtest.lengths import Fixed
+from tramontane.client.loadtest.load import trace
+from tramontane.client.loadtest.load.corpus import RandomIds
+from tramontane.client.loadtest.load.entries import BadEntry
+from tramontane.client.loadtest.load.lengths import Fixed
+from tramontane.client.loadtest.load.trace import read_trace
+from tramontane.client.loadtest.load.workload import Workload, make_asks
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import Record
-from tramontane.client.loadtest.request_log import request_line
-from tramontane.client.loadtest.trace import read_trace
-from tramontane.client.loadtest.workload import Workload, make_asks
+from tramontane.client.loadtest.report.request_log import request_line
 
 
 def write(tmp_path, *lines):

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest import workload as workload_module
-from tramontane.client.loadtest.corpus import RandomIds, SyntheticText, TextFile
-from tramontane.client.loadtest.fitting import fitted
-from tramontane.client.loadtest.lengths import Fixed, LogNormal, Uniform
+from tramontane.client.loadtest.load import workload as workload_module
+from tramontane.client.loadtest.load.corpus import RandomIds, SyntheticText, TextFile
+from tramontane.client.loadtest.load.fitting import fitted
+from tramontane.client.loadtest.load.lengths import Fixed, LogNormal, Uniform
+from tramontane.client.loadtest.load.prompt_file import Given, PromptFile
+from tramontane.client.loadtest.load.workload import Workload, describe, make_asks
 from tramontane.client.loadtest.plan import Ask, Conduct
-from tramontane.client.loadtest.prompt_file import Given, PromptFile
-from tramontane.client.loadtest.workload import Workload, describe, make_asks
 
 VOCABULARY = 64
 CONTEXT = 200

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from tramontane.client.loadtest import schedule
-from tramontane.client.loadtest.arrivals import parse_ramp, parse_steps
-from tramontane.client.loadtest.compare import compare as compare_runs
-from tramontane.client.loadtest.json_report import from_json, to_json
+from tramontane.client.loadtest.judging.compare import compare as compare_runs
+from tramontane.client.loadtest.load import schedule
+from tramontane.client.loadtest.load.arrivals import parse_ramp, parse_steps
+from tramontane.client.loadtest.load.schedule import Schedule
+from tramontane.client.loadtest.load.workload import describe
 from tramontane.client.loadtest.options import (
     DURATION,
     TIME,
@@ -32,12 +33,11 @@ from tramontane.client.loadtest.options import (
 )
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
+from tramontane.client.loadtest.report.json_report import from_json, to_json
+from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.result import MEASURES, RunResult
-from tramontane.client.loadtest.schedule import Schedule
 from tramontane.client.loadtest.search import Search
 from tramontane.client.loadtest.session import Run, Session, Wishes, open_session
-from tramontane.client.loadtest.table import open_console, print_comparison, print_run, print_sweep
-from tramontane.client.loadtest.workload import describe
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def sweep(**options: Any) -> None:
         lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
     )
     if options["out"]:
-        from tramontane.client.loadtest.output import save_sweep  # plots take long to import
+        from tramontane.client.loadtest.report.output import save_sweep  # plots take long to import
 
         save_sweep(Path(options["out"]), result, runs, texts=options["save_texts"])
     if options["as_json"]:
@@ -251,7 +251,7 @@ def _connected(job: Callable[[Session], Awaitable[T]], options: dict[str, Any], 
 
 def _finish(run: Run, options: dict[str, Any]) -> None:
     if options["out"]:
-        from tramontane.client.loadtest.output import save
+        from tramontane.client.loadtest.report.output import save
 
         save(Path(options["out"]), run, texts=options["save_texts"])
     if options["as_json"]:

@@ -9,14 +9,15 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from tramontane.client.loadtest import faults, objectives
-from tramontane.client.loadtest.arrivals import parse_duration
-from tramontane.client.loadtest.corpus import CHARACTERS_PER_TOKEN, RandomIds, SyntheticText, read_text_file
-from tramontane.client.loadtest.lengths import parse_lengths
-from tramontane.client.loadtest.observation import Generator
-from tramontane.client.loadtest.prompt_file import read_prompt_file
-from tramontane.client.loadtest.target import TargetOptions
-from tramontane.client.loadtest.workload import Workload
+from tramontane.client.loadtest.generator import faults
+from tramontane.client.loadtest.generator.observation import Generator
+from tramontane.client.loadtest.generator.target import TargetOptions
+from tramontane.client.loadtest.judging import objectives
+from tramontane.client.loadtest.load.arrivals import parse_duration
+from tramontane.client.loadtest.load.corpus import CHARACTERS_PER_TOKEN, RandomIds, SyntheticText, read_text_file
+from tramontane.client.loadtest.load.lengths import parse_lengths
+from tramontane.client.loadtest.load.prompt_file import read_prompt_file
+from tramontane.client.loadtest.load.workload import Workload
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.status import Status
 
-from tramontane.client.loadtest.driver import Pace
+from tramontane.client.loadtest.generator.driver import Pace
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.record import LEFT, Record
 

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from tramontane.client.loadtest.agreement import across_levels
-from tramontane.client.loadtest.assessment import Setting, assess
-from tramontane.client.loadtest.ceiling import measure_ceiling
-from tramontane.client.loadtest.checks import check, disagreement
-from tramontane.client.loadtest.faults import Fault
-from tramontane.client.loadtest.observation import Generator, observe
+from tramontane.client.loadtest.generator.ceiling import measure_ceiling
+from tramontane.client.loadtest.generator.faults import Fault
+from tramontane.client.loadtest.generator.observation import Generator, observe
+from tramontane.client.loadtest.generator.target import Target, open_target
+from tramontane.client.loadtest.judging.agreement import across_levels
+from tramontane.client.loadtest.judging.assessment import Setting, assess
+from tramontane.client.loadtest.judging.checks import check, disagreement
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.record import Record
@@ -30,7 +31,6 @@ from tramontane.client.loadtest.result import (
     TargetInfo,
 )
 from tramontane.client.loadtest.search import Search
-from tramontane.client.loadtest.target import Target, open_target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

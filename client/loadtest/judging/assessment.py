@@ -1,0 +1,114 @@
+"""From what was seen to what is reported: pure, so that a report can be made again from the same observation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from tramontane import __version__
+from tramontane.client.loadtest.generator.observation import Generator, Observation
+from tramontane.client.loadtest.judging import checks as checking
+from tramontane.client.loadtest.judging.drift import drift_findings, leftovers
+from tramontane.client.loadtest.judging.fault_cost import reports
+from tramontane.client.loadtest.judging.findings import findings
+from tramontane.client.loadtest.judging.measures import measure
+from tramontane.client.loadtest.judging.quantiles import distribution
+from tramontane.client.loadtest.judging.server_view import machine, shared_machine, view
+from tramontane.client.loadtest.judging.stationarity import stationary
+from tramontane.client.loadtest.judging.timeline import seconds, stalls
+from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.result import (
+    Ceiling,
+    Checks,
+    Finding,
+    GeneratorLag,
+    Objective,
+    RunResult,
+    ServerView,
+    Severity,
+    TargetInfo,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What stays the same over the runs of one command."""
+
+    command: str
+    target: TargetInfo
+    workload: str
+    objectives: tuple[Objective, ...]
+    ceiling: Ceiling | None
+    generator: Generator
+
+
+def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | None) -> RunResult:
+    """The whole result of one run."""
+    load = replace(plan.load, duration_s=seen.until_s) if seen.stopped else plan.load
+    window_s = (load.warmup_s, seen.until_s)
+    measured = measure(seen.records, load, window_s, setting.objectives)
+    lag = GeneratorLag(
+        send=measured.send_lag,
+        read=distribution([late_s * 1000 for at_s, late_s in seen.usage.read_lag if window_s[0] <= at_s < window_s[1]]),
+    )
+    is_stationary = stationary(seen.records, load, window_s)
+    silences = stalls(seen.records, window_s)
+    cores = seen.usage.cores + _own_cores(seen)
+    here = machine()
+    return RunResult(
+        date=seen.date,
+        tool=f"tramontane bench {__version__}",
+        command=setting.command,
+        target=setting.target,
+        machine=here,
+        workers=setting.generator.workers,
+        load=load,
+        workload=setting.workload,
+        window_s=window_s,
+        counts=measured.counts,
+        latencies=measured.latencies,
+        throughput=measured.throughput,
+        objectives=measured.objectives,
+        split=measured.split,
+        lag=lag,
+        generator_cores=cores,
+        server=_server(seen),
+        checks=checks,
+        stationary=is_stationary,
+        stalls=silences,
+        faults=reports(seen.faults, seen.records, window_s),
+        ceiling=setting.ceiling,
+        findings=_worst_first(
+            [
+                *(checking.findings(checks) if checks else ()),
+                *findings(measured, load, lag, is_stationary, silences),
+                *shared_machine(cores, here.cores),
+                *_on_the_run(seen, plan, window_s),
+            ]
+        ),
+        timeline=seconds(seen.records, seen.until_s),
+        samples=measured.samples,
+    )
+
+
+def _own_cores(seen: Observation) -> float:
+    elapsed_s = seen.after.at_s - seen.before.at_s
+    return (seen.after.own_cpu_s - seen.before.own_cpu_s) / elapsed_s if elapsed_s > 0 else 0.0
+
+
+def _server(seen: Observation) -> ServerView | None:
+    if seen.before.stats is None or seen.after.stats is None:
+        return None
+    return view(seen.before.stats, seen.after.stats, seen.after.at_s - seen.before.at_s)
+
+
+def _on_the_run(seen: Observation, plan: Plan, window_s: tuple[float, float]) -> Iterator[Finding]:
+    yield from drift_findings(seen.records, window_s)
+    yield from leftovers(seen.at_rest)
+    if seen.stopped:
+        text = f"stopped by its user after {seen.until_s:.1f} of {plan.load.duration_s:g} s"
+        yield Finding(severity=Severity.NOTE, text=text)
+
+
+def _worst_first(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(found, key=lambda finding: list(Severity).index(finding.severity)))

@@ -1,0 +1,1 @@
+"""What is sent, and when: arrivals, prompts, lengths, misbehaviour, traces. Pure, and decided by a seed."""

@@ -1,0 +1,228 @@
+"""A result as tables of words: what the terminal prints and the page shows, cell for cell.
+
+A section without anything to say is left out; a figure that is not known is a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tramontane.client.loadtest.report.wording import (
+    DASH,
+    interval,
+    load_words,
+    number,
+    percent,
+    percentile,
+    target_words,
+)
+from tramontane.client.loadtest.result import (
+    MEASURES,
+    QUANTILES,
+    Checks,
+    Distribution,
+    FaultReport,
+    GeneratorLag,
+    Kept,
+    RunResult,
+    ServerView,
+    Split,
+)
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One small table. The first column names the row."""
+
+    title: str
+    columns: Row = ()
+    """Heads of all columns but the first, whose cells are figures; without any, cells are words."""
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+def run_sections(result: RunResult) -> Iterator[Section]:
+    """Everything that a run found, in reading order; `about` comes before."""
+    yield _requests(result)
+    yield latency(result.latencies)
+    yield _throughput(result)
+    if result.objectives:
+        yield _objectives(result.objectives)
+    if result.split is not None:
+        yield split(result.split)
+    yield from _generator(result)
+    if result.server is not None:
+        yield from _server(result.server)
+    if result.checks is not None:
+        yield _checks(result.checks)
+    if result.faults:
+        yield _faults(result.faults)
+    if result.stalls:
+        rows = tuple((f"{stall.start_s:.2f} s", number(stall.end_s - stall.start_s)) for stall in result.stalls)
+        yield Section(title="Stalls: requests were open and not one message came", columns=("lasted s",), rows=rows)
+
+
+def about(result: RunResult) -> Section:
+    """What was run, on what."""
+    start, end = result.window_s
+    machine = result.machine
+    rows: tuple[Row, ...] = (
+        ("model", result.target.model),
+        ("target", target_words(result.target)),
+        ("load", load_words(result.load)),
+        ("workload", result.workload),
+        ("measured", f"from {start:g} s to {end:g} s: {end - start:g} s"),
+        ("generator", f"{result.workers} worker{'' if result.workers == 1 else 's'} of {result.tool}"),
+        (
+            "machine",
+            f"{machine.processor}, {machine.cores} cores, {number(machine.memory_gib)} GiB, {machine.system}",
+        ),
+        ("date", result.date),
+        ("command", result.command),
+    )
+    return Section(title="Run", rows=rows)
+
+
+def latency(latencies: dict[str, Distribution]) -> Section:
+    """A row a measure and, below it, the interval that holds each quantile with 95 % confidence."""
+    rows: list[Row] = []
+    for measure in MEASURES:
+        if measure in latencies:
+            rows += _quantile_rows(measure, latencies[measure])
+    note = "Below each quantile its 95 % confidence interval. One with fewer than 10 samples beyond it is left out."
+    return Section(title="Latency, ms", columns=_QUANTILE_HEADS, rows=tuple(rows), note=note)
+
+
+INTERVAL_ROW = ""
+"""The first cell of a row of confidence intervals, so that it can be shown smaller."""
+_QUANTILE_HEADS: Row = ("samples", "mean", *map(percentile, QUANTILES))
+
+
+def _quantile_rows(name: str, found: Distribution) -> list[Row]:
+    known = {round(each.q, 6): each for each in found.quantiles}
+    each_q = [known.get(round(q, 6)) for q in QUANTILES]
+    values = [DASH if each is None else number(each.value) for each in each_q]
+    intervals = ["" if each is None else interval(each.low, each.high) for each in each_q]
+    return [(name, str(found.count), number(found.mean), *values), (INTERVAL_ROW, "", "", *intervals)]
+
+
+def _requests(result: RunResult) -> Section:
+    counts = result.counts
+
+    def row(name: str, count: int) -> Row:
+        return name, str(count), percent(count / counts.sent if counts.sent else None)
+
+    ends = sorted(counts.by_status.items(), key=lambda item: -item[1])
+    rows = [row("sent", counts.sent), row("completed", counts.completed)]
+    rows += [row("failed", counts.failed), row("cut", counts.cut)]
+    rows += [row(f"ended {status}", count) for status, count in ends]
+    return Section(title="Requests of the measured window", columns=("count", "share"), rows=tuple(rows))
+
+
+def _throughput(result: RunResult) -> Section:
+    rates = result.throughput
+    rows: list[Row] = [
+        ("requests/s completed", number(rates.requests_per_s)),
+        ("requests/s that met every objective (goodput)", number(rates.goodput_per_s)),
+        ("share of all requests that did", percent(rates.goodput_share)),
+        ("input tokens/s", number(rates.input_tokens_per_s)),
+        ("output tokens/s", number(rates.output_tokens_per_s)),
+        ("output tokens a message", number(rates.tokens_per_message)),
+    ]
+    steady = {True: "steady", False: "not steady: it drifted", None: "too short to say"}[result.stationary]
+    return Section(title="Throughput", columns=("value",), rows=tuple(rows), note=f"Over the window: {steady}.")
+
+
+def _objectives(objectives: tuple[Kept, ...]) -> Section:
+    verdicts = {True: "kept", False: "MISSED", None: "no verdict"}
+    rows = tuple((str(kept.objective), number(kept.value_ms), verdicts[kept.met]) for kept in objectives)
+    note = "Over all requests of the window: one that failed or was cut is infinitely late."
+    return Section(title="Objectives", columns=("measured ms", "verdict"), rows=rows, note=note)
+
+
+SPLIT_PARTS = (
+    ("client lag", "client_lag_ms"),
+    ("queue", "queue_ms"),
+    ("prefill", "prefill_ms"),
+    ("decode", "decode_ms"),
+    ("network and the rest", "network_ms"),
+)
+"""Parts of a request's time in the order in which they pass, with their fields in `Split`."""
+
+
+def split(parts: Split) -> Section:
+    """Where a completed request's time went."""
+    values = [(name, float(getattr(parts, field))) for name, field in SPLIT_PARTS]
+    whole = sum(value for _, value in values)
+    rows = [(name, number(value), percent(value / whole if whole else None)) for name, value in values]
+    rows.append(("end to end", number(whole), ""))
+    return Section(
+        title="Where a completed request's time went, on the mean", columns=("ms", "share"), rows=tuple(rows)
+    )
+
+
+def _generator(result: RunResult) -> Iterator[Section]:
+    lag: GeneratorLag = result.lag
+    rows: list[Row] = []
+    for name, found in (("sending", lag.send), ("reading", lag.read)):
+        if found is not None:
+            rows += _quantile_rows(name, found)
+    if rows:
+        yield Section(title="Generator's own lag, ms", columns=_QUANTILE_HEADS, rows=tuple(rows))
+    figures: list[Row] = [("CPU cores it used", number(result.generator_cores))]
+    if result.ceiling is not None:
+        of_requests = result.throughput.requests_per_s / result.ceiling.requests_per_s
+        figures += [
+            ("ceiling, requests/s", number(result.ceiling.requests_per_s)),
+            ("ceiling, messages/s", number(result.ceiling.messages_per_s)),
+            ("requests/s of this run, of the ceiling", percent(of_requests)),
+        ]
+    yield Section(title="Generator", columns=("value",), rows=tuple(figures))
+
+
+def _server(server: ServerView) -> Iterator[Section]:
+    rows: list[Row] = [(f"{name} busy", percent(busy)) for name, busy in server.stage_busy.items()]
+    rows += [
+        ("rows a microbatch", number(server.rows_per_microbatch)),
+        ("microbatches", str(server.microbatches)),
+        ("preemptions", str(server.preemptions)),
+    ]
+    note = f"The server's counters, subtracted over {number(server.seconds)} s."
+    yield Section(title="Server", columns=("value",), rows=tuple(rows), note=note)
+    if server.processes:
+        shares = tuple((process_name(p.role, p.name), number(p.cpu_s), number(p.cores)) for p in server.processes)
+        yield Section(title="CPU by process", columns=("CPU s", "cores"), rows=shares)
+
+
+def process_name(role: str, name: str) -> str:
+    """`stage 0`, where the name does not begin with the role already."""
+    return name if name.startswith(role) else f"{role} {name}".strip()
+
+
+def _checks(checks: Checks) -> Section:
+    rows: tuple[Row, ...] = (
+        ("streams that contradict themselves", DASH, str(checks.offsets_wrong)),
+        ("texts against their ids", str(checks.texts_checked), str(checks.texts_wrong)),
+        ("tokens against the same request alone", str(checks.alone_checked), str(checks.alone_wrong)),
+        ("tokens against a repeat of the run", str(checks.repeats_checked), str(checks.repeats_wrong)),
+        ("bad requests accepted", DASH, str(checks.bad_accepted)),
+    )
+    note = "The model promises the same tokens in any company." if checks.must_match else ""
+    if not checks.must_match:
+        note = "The model does not promise the same tokens in any company: other tokens may be rounding."
+    return Section(title="Checks", columns=("checked", "wrong"), rows=rows, note=" ".join((note, *checks.examples)))
+
+
+def _faults(faults: tuple[FaultReport, ...]) -> Section:
+    def row(fault: FaultReport) -> Row:
+        if fault.error:
+            return f"{fault.fault} on {fault.target}: not done, {fault.error}", DASH, DASH, DASH, DASH, DASH
+        pause = "no end" if fault.pause_s is None else number(fault.pause_s)
+        rates = number(fault.goodput_before), number(fault.goodput_after)
+        return f"{fault.fault} on {fault.target}", f"{fault.at_s:.1f}", str(fault.errors), pause, *rates
+
+    heads = ("at s", "errors", "silence s", "requests/s before", "after")
+    return Section(title="Faults", columns=heads, rows=tuple(map(row, faults)))

@@ -1,0 +1,74 @@
+"""What this machine does at best, in the same minute as what is held against it: reading, and products of matrices.
+
+Reading: the sum over 256 MiB, far more than caches hold; it adds 8 numbers an instruction, so memory is what it waits
+for. Products: 512 rows through a weight of 2,048 x 2,048, plain or by oneDNN with a packed weight, whichever is quicker
+(on AMD, torch's plain float32 product may be half as quick). The best of some repeats counts: what others on the machine
+take away makes a ceiling lower, nothing makes it higher. Ceilings drift with the neighbours, so they are taken before
+and after every round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn.functional import linear
+
+from bench.limits import Ceilings
+
+READ_BYTES = 256 * 2**20
+ROWS, WIDTH = 512, 2048
+REPEATS = 5
+
+
+def measure_ceilings(threads: int, *, int8: bool = False) -> Ceilings:
+    """All of them with so many threads, in about a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            return Ceilings(
+                read_gb_s=READ_BYTES / best_s(torch.ones(READ_BYTES // 4).sum) / 1e9,
+                float32_gflop_s=_product_rate(torch.float32),
+                bfloat16_gflop_s=_product_rate(torch.bfloat16),
+                int8_gflop_s=_int8_rate() if int8 else 0.0,
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def best_s(job: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The shortest of some runs, after one to warm up."""
+    job()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _product_rate(dtype: torch.dtype) -> float:
+    rows, weight = torch.randn(ROWS, WIDTH).to(dtype), torch.randn(WIDTH, WIDTH).to(dtype)
+    return max(_rate(job) for job in _products(rows, weight))
+
+
+def _products(rows: torch.Tensor, weight: torch.Tensor) -> Iterator[Callable[[], torch.Tensor]]:
+    yield lambda: linear(rows, weight)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return  # this torch or this CPU has no packed product of that dtype
+    yield lambda: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+
+
+def _int8_rate() -> float:
+    rows = torch.randint(-127, 127, (ROWS, WIDTH), dtype=torch.int8)
+    weight = torch.randint(-127, 127, (WIDTH, WIDTH), dtype=torch.int8)
+    return _rate(lambda: torch._int_mm(rows, weight))
+
+
+def _rate(job: Callable[[], object]) -> float:
+    return 2 * ROWS * WIDTH * WIDTH / best_s(job) / 1e9
