@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tramontane.client.loadtest.judging.quantiles import LEAST_BEYOND, Floats, beyond, quantile
 from tramontane.client.loadtest.judging.resampling import BLOCKS, Draws, blocks_of, draws, rerun_quantiles, rerun_sums
@@ -150,7 +150,7 @@ def _interval(ratio: float, of_a: Floats, of_b: Floats, level: float) -> tuple[f
     if not ((of_a > 0).all() and (of_b > 0).all()):
         return None, None
     error = float(np.log(of_b / of_a).std(ddof=1))
-    factor = math.exp(stats.t.ppf((1 + level) / 2, BLOCKS - 1) * error)
+    factor = math.exp(special.stdtrit(BLOCKS - 1, (1 + level) / 2) * error)
     return ratio / factor, ratio * factor
 
 

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # `scipy.stats` would take a second to import
 
 from tramontane.client.loadtest.result import Distribution, Quantile
 
@@ -94,8 +94,8 @@ def _quantile(ordered: Floats, owners: NDArray[np.int64], q: float) -> Quantile:
         return Quantile(q=q, value=float(value), low=None, high=None)
     tosses = _independent_count(ordered <= value, owners)
     tail = (1 - CONFIDENCE) / 2
-    low = stats.beta.ppf(tail, q * tosses, (1 - q) * tosses + 1)
-    high = stats.beta.ppf(1 - tail, q * tosses + 1, (1 - q) * tosses)
+    low = special.betaincinv(q * tosses, (1 - q) * tosses + 1, tail)
+    high = special.betaincinv(q * tosses + 1, (1 - q) * tosses, 1 - tail)
     known = beyond(count, high) > 0
     return Quantile(
         q=q,
@@ -119,5 +119,5 @@ def _independent_count(below: NDArray[np.bool_], owners: NDArray[np.int64]) -> f
     variance = (surplus**2).sum() / count**2 * groups / (groups - 1)
     if variance == 0:
         return count
-    few_groups = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, groups - 1)) ** 2
+    few_groups = (special.ndtri(0.975) / special.stdtrit(groups - 1, 0.975)) ** 2
     return float(min(share * (1 - share) / variance * few_groups, count))

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.record import Record
@@ -50,5 +50,5 @@ def _drifts(growth: np.ndarray) -> bool:
     The parts of a queue that keeps up undo each other, so their sum varies less than t expects and alarms are rarer
     than 5 %; close to full load each part is nearly a coin toss of its own, and t is right.
     """
-    limit = stats.t.ppf(0.95, len(growth) - 1)
+    limit = special.stdtrit(len(growth) - 1, 0.95)
     return bool(abs(growth.mean()) * math.sqrt(len(growth)) > limit * growth.std(ddof=1))
