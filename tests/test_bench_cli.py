@@ -25,7 +25,7 @@ FAST = ["--words", "--output-tokens", "8", "--warmup", "0s", "--no-ceiling", "--
 SPOILED = 4
 
 TARGET = {"--target", "--model", "--tls", "--ca", "--cert", "--key", "--token-file", "--chat", "--connections"}
-TARGET |= {"--timeout", "--workers", "--drain", "--objective"}
+TARGET |= {"--timeout", "--workers", "--drain", "--objective", "--server-name", "--clear-token"}
 CHECKING = {"--fault", "--alone", "--texts", "--ceiling"}
 OUTPUT = {"--out", "--save-texts", "--json", "--quiet"}
 WORKLOAD = {"--prompt-tokens", "--output-tokens", "--text", "--prompts", "--words", "--characters-per-token"}

@@ -127,6 +127,16 @@ async def test_the_key_goes_with_every_call(tmp_path):
     assert [headers["Authorization"] for headers in fake.headers] == ["Bearer sesame"] * 2
 
 
+def test_the_key_does_not_leave_the_machine_in_clear(tmp_path):
+    (tmp_path / "key").write_text("sesame")
+    key = {"token_file": str(tmp_path / "key")}
+    with pytest.raises(ValueError, match="in clear"):
+        OpenAITarget(TargetOptions(address="http://10.0.0.1:80/v1", **key))
+    for address in ("https://10.0.0.1/v1", "http://127.0.0.1:80/v1", "http://localhost/v1"):
+        OpenAITarget(TargetOptions(address=address, **key))
+    OpenAITarget(TargetOptions(address="http://10.0.0.1:80/v1", clear_token=True, **key))
+
+
 async def test_a_server_that_is_not_there_or_has_another_model_is_named():
     target = OpenAITarget(TargetOptions(address="http://127.0.0.1:9/v1"))
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9"):

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
+from tramontane.client.connecting import DEFAULT_TARGET
 from tramontane.client.loadtest.generator import faults
 from tramontane.client.loadtest.generator.observation import Generator
 from tramontane.client.loadtest.generator.target import TargetOptions
@@ -69,7 +70,7 @@ target_options = _group(
         "--target",
         envvar="TRAMONTANE_TARGET",
         show_envvar=True,
-        default="127.0.0.1:50051",
+        default=DEFAULT_TARGET,
         show_default=True,
         help="Server: HOST:PORT and its like for gRPC, or http://HOST:PORT/v1 for any OpenAI-compatible one.",
     ),
@@ -78,6 +79,7 @@ target_options = _group(
     click.option("--ca", type=_FILE, help="Encrypt, and trust the authorities of this PEM file."),
     click.option("--cert", type=_FILE, help="Encrypt, with this client certificate (PEM)."),
     click.option("--key", type=_FILE, help="Its private key (PEM)."),
+    click.option("--server-name", help="Encrypt, and ask for a certificate of this name, whatever the target's."),
     click.option(
         "--token-file",
         type=_FILE,
@@ -85,6 +87,7 @@ target_options = _group(
         show_envvar=True,
         help="Holds a bearer token; for HTTP, the API key.",
     ),
+    click.option("--clear-token", is_flag=True, help="Let the token travel without TLS beyond this machine."),
     click.option("--chat", is_flag=True, help="HTTP: use /chat/completions instead of /completions."),
     click.option(
         "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="gRPC connections a worker."
@@ -190,7 +193,9 @@ def generator_from(options: dict[str, Any]) -> Generator:
             ca=options["ca"],
             cert=options["cert"],
             key=options["key"],
+            server_name=options["server_name"],
             token_file=options["token_file"],
+            clear_token=options["clear_token"],
             chat=options["chat"],
         ),
         workers=options["workers"],

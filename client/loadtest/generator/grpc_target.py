@@ -24,11 +24,12 @@ class GrpcTarget:
         self._address = options.address
         self._model = options.model
         self._timeout_s = options.timeout_s
-        secure = options.tls or options.ca or options.cert
+        secure = options.tls or options.ca or options.cert or options.key or options.server_name
         self._options = ClientOptions(
             connections=options.connections,
-            tls=Tls(ca=options.ca, cert=options.cert, key=options.key) if secure else None,
+            tls=_tls(options) if secure else None,
             token=options.read_token(),
+            clear_token=options.clear_token,
             attempts=1,
             wait=False,
         )
@@ -139,3 +140,7 @@ class GrpcTarget:
         if not info.serving:
             raise ConnectionError(f"{self._address} does not serve {info.name} at the moment")
         return info
+
+
+def _tls(options: TargetOptions) -> Tls:
+    return Tls(ca=options.ca, cert=options.cert, key=options.key, server_name=options.server_name)

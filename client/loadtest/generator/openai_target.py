@@ -6,13 +6,16 @@ message of one token, and the completion's length is what the server's usage say
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
+from tramontane.client.channel import is_local
 from tramontane.client.loadtest.generator.target import Answer, Leave, OnTokens, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL
@@ -32,6 +35,9 @@ class OpenAITarget:
         self._base = options.address.rstrip("/")
         self._options = options
         token = options.read_token()
+        url = urlsplit(self._base)
+        if token and url.scheme == "http" and not options.clear_token and not is_local(url.netloc):
+            raise ValueError(f"the key would travel to {url.netloc} in clear; use https, or --clear-token")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._model = options.model
         self._session: aiohttp.ClientSession | None = None
@@ -98,10 +104,20 @@ class OpenAITarget:
     def _new_session(self, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=aiohttp.TCPConnector(limit=connections, ssl=self._tls()),
             timeout=aiohttp.ClientTimeout(total=self._options.timeout_s),
             read_bufsize=LINE_LIMIT_BYTES,
         )
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        """How https is checked; True is aiohttp's own way."""
+        options = self._options
+        if not (options.ca or options.cert):
+            return True
+        context = ssl.create_default_context(cafile=options.ca)
+        if options.cert:
+            context.load_cert_chain(options.cert, options.key)
+        return context
 
     def _body(self, ask: Ask) -> dict[str, object]:
         prompt = ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt)

@@ -50,8 +50,12 @@ class TargetOptions:
     """PEM files, by their paths, as the next ones."""
     cert: str | None = None
     key: str | None = None
+    server_name: str | None = None
+    """The name that the server's certificate must carry, where it is not the target's."""
     token_file: str | None = None
     """Holds a bearer token (HTTP: the API key)."""
+    clear_token: bool = False
+    """Let the token travel beyond this machine without TLS."""
     chat: bool = False
     """HTTP: use /chat/completions instead of /completions."""
 

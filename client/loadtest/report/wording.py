@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -100,13 +101,21 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def sweep_findings(sweep: SweepResult) -> list[Finding]:
-    """Those of the whole, and those of all levels, each with its level."""
-    of_levels = [
-        replace(finding, text=f"at {offered(level.load)}: {finding.text}")
-        for level in sweep.levels
-        for finding in level.findings
-    ]
-    return [*sweep.findings, *of_levels]
+    """Those of the whole, and those of all levels, each with its level.
+
+    Notes of several levels that differ in numbers only are told once: `at 1 requests/s, and alike at 5 other levels:`.
+    """
+    alike: dict[str, list[tuple[RunResult, Finding]]] = {}
+    for level in sweep.levels:
+        for number, finding in enumerate(level.findings):
+            told_once = finding.severity is Severity.NOTE
+            key = re.sub(r"\d[\d.,]*", "#", finding.text) if told_once else f"{level.load.rate} {number}"
+            alike.setdefault(key, []).append((level, finding))
+    found = list(sweep.findings)
+    for (level, finding), *others in alike.values():
+        more = f", and alike at {len(others)} other level{'s' * (len(others) > 1)}" if others else ""
+        found.append(replace(finding, text=f"at {offered(level.load)}{more}: {finding.text}"))
+    return found
 
 
 def verdict(result: RunResult) -> Verdict:
