@@ -2,9 +2,9 @@
 
 Reading: the sum over 256 MiB, far more than caches hold; it adds 8 numbers an instruction, so memory is what it waits
 for. Products: 512 rows through a weight of 2,048 x 2,048, plain or by oneDNN with a packed weight, whichever is quicker
-(on AMD, torch's plain float32 product may be half as quick). The best of some repeats counts: what others on the machine
-take away makes a ceiling lower, nothing makes it higher. Ceilings drift with the neighbours, so they are taken before
-and after every round.
+(on AMD, torch's plain float32 product may be half as quick). The best of some repeats counts: what others on the
+machine take away makes a ceiling lower, nothing makes it higher. Ceilings drift with the neighbours, so they are taken
+before and after every round.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.nn.functional import linear
-
 from bench.limits import Ceilings
+from torch.nn.functional import linear
 
 READ_BYTES = 256 * 2**20
 ROWS, WIDTH = 512, 2048
-REPEATS = 5
+REPEATS, BUDGET_S = 10, 0.25
 
 
 def measure_ceilings(threads: int, *, int8: bool = False) -> Ceilings:
-    """All of them with so many threads, in about a second."""
+    """All of them with so many threads, in a second or two."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -38,11 +37,11 @@ def measure_ceilings(threads: int, *, int8: bool = False) -> Ceilings:
         torch.set_num_threads(before)
 
 
-def best_s(job: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The shortest of some runs, after one to warm up."""
+def best_s(job: Callable[[], object]) -> float:
+    """The shortest of some runs, after one to warm up; at least two, and no more once `BUDGET_S` is spent."""
     job()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < REPEATS and sum(times) < BUDGET_S):
         begin = time.perf_counter()
         job()
         times.append(time.perf_counter() - begin)

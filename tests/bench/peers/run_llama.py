@@ -4,7 +4,8 @@ To install it in an environment of its own, built for this machine:
 
     python3 -m venv LLAMA
     LLAMA/bin/pip install --no-binary llama-cpp-python llama-cpp-python
-    pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz     # for its converter
+    pip download --no-deps --no-binary :all: llama-cpp-python       # its converter is needed, too
+    tar xf llama_cpp_python-VERSION.tar.gz
     make bench BENCH='--peer llama=LLAMA/bin/python --llama-source llama_cpp_python-VERSION/vendor/llama.cpp'
 
 Where a libllama.so is built already, `CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"` spares the build, and

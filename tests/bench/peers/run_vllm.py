@@ -1,4 +1,6 @@
-"""vLLM's build for CPUs as a contestant, with AMD's zentorch where that is installed. `contestants.py` says what a job is.
+"""vLLM's build for CPUs as a contestant, with AMD's zentorch where that is installed.
+
+`contestants.py` says what a job is.
 
 To install it in an environment of its own (x86 with AVX2 at least; bfloat16 is quick with AVX512-bf16 or AMX only):
 
