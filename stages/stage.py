@@ -23,7 +23,7 @@ from tramontane.stages.config import ModelConfig
 from tramontane.stages.counters import StageStats
 from tramontane.stages.identity import numerics_id
 from tramontane.stages.inbox import Inbox
-from tramontane.stages.kernels import Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
+from tramontane.stages.kernels import Block, Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
 from tramontane.stages.microbatch import Microbatch, StepResult
@@ -84,17 +84,19 @@ class Stage:
         device: str,
         on_progress: Callable[[float], None] = lambda _: None,
         kernels: str | None = None,
+        quantize: str | None = None,
         sampleable_ids: int | None = None,
     ) -> Stage:
         """Read and pack the tensors of the layers in `span`, and embedding and head where the span touches the ends.
 
-        `kernels` names a kernel set (default: the device's own). Ids from `sampleable_ids` on (default: the
-        vocabulary's end) are never sampled. `on_progress` hears fractions from 0 to 1.
+        `kernels` names a kernel set (default: the device's best); `quantize` "int8" holds the weights in 8 bits. Ids
+        from `sampleable_ids` on (default: the vocabulary's end) are never sampled. `on_progress` hears fractions from 0
+        to 1.
 
         Raises:
             ValueError: the checkpoint is damaged or of another shape, or the device or kernel set is not there.
         """
-        chosen = choose_kernels(config, dtype=dtype, device=device, name=kernels)
+        chosen = choose_kernels(config, dtype=dtype, device=device, name=kernels, quantize=quantize)
         reader = WeightReader(Checkpoint.open(model_dir, config), span, dtype, on_progress)
         is_first, is_last = span.start == 0, span.stop == config.layers
         stage = cls(
@@ -189,12 +191,11 @@ class Stage:
             rows_TD = kernels.embed(self._embedding, microbatch.tokens)
         else:
             rows_TD = self._received(self._inbox, len(microbatch.tokens))
+        blocks = []
         for index, layer in self._layers.items():
             window_class, place = binding.place[index]
-            storage = binding.pools[window_class].storage
-            rows_TD = kernels.attention(layer, rows_TD, plans[window_class], storage, place)
-            rows_TD = kernels.experts(layer, rows_TD)
-        return rows_TD
+            blocks.append(Block(layer, plans[window_class], binding.pools[window_class].storage, place))
+        return kernels.blocks(blocks, rows_TD)
 
     @torch.inference_mode()
     def logits(self, rows_MD: Tensor) -> Tensor:

@@ -252,7 +252,7 @@ def test_without_packed_operators_products_are_plain(monkeypatch, tmp_path):
 def test_the_kernel_set_is_chosen_by_device_or_name():
     assert choose_kernels(EXAMPLE, dtype="float32", device="cpu").name.startswith("cpu-")
     assert choose_kernels(EXAMPLE, dtype="bfloat16", device="cpu", name="reference").name == "reference-bfloat16"
-    with pytest.raises(ValueError, match="kernels is 'fast'; supported: cpu, cuda, reference"):
+    with pytest.raises(ValueError, match="kernels is 'fast'; supported: native, cpu, cuda, reference"):
         choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="fast")
     with pytest.raises(ValueError, match="device is 'cpu'; these kernels run on 'cuda' only"):
         choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="cuda")

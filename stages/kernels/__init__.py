@@ -9,8 +9,10 @@ Letters: T rows of the microbatch, D model dim, M some rows, V vocabulary.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,7 +30,20 @@ KVStorage: TypeAlias = Any
 Plan: TypeAlias = Any
 """All that the layers of one window class share in one step: where keys go, what each row sees, rotations."""
 
-NAMES = ("cpu", "cuda", "reference")
+log = logging.getLogger(__name__)
+
+DEVICES = {"native": ("cpu",), "cpu": ("cpu",), "cuda": ("cuda",), "reference": ("cpu", "cuda")}
+"""The kernel sets, and where each runs."""
+
+
+class Block(NamedTuple):
+    """One layer in one step, as `Kernels.attention` takes it."""
+
+    layer: PackedLayer
+    plan: Plan
+    storage: KVStorage
+    place: int
+    """The layer's, among those that share the storage."""
 
 
 class Kernels(Protocol):
@@ -82,31 +97,62 @@ class Kernels(Protocol):
     def experts(self, layer: PackedLayer, rows_TD: Tensor) -> Tensor:
         """Norm, gate, the chosen experts (or the one FFN of a dense model), residual."""
 
+    def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        """`attention` and `experts` of some blocks in a row; `one_by_one` is good enough for any set."""
+
     def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
         """Norm and output product: float32 logits [M, V]."""
 
 
-def choose_kernels(config: ModelConfig, *, dtype: str, device: str, name: str | None = None) -> Kernels:
-    """The kernel set of that name, by default the one made for the device.
+def one_by_one(kernels: Kernels, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+    """The blocks, with a call for each half of each."""
+    for block in blocks:
+        rows_TD = kernels.attention(block.layer, rows_TD, block.plan, block.storage, block.place)
+        rows_TD = kernels.experts(block.layer, rows_TD)
+    return rows_TD
+
+
+def choose_kernels(
+    config: ModelConfig, *, dtype: str, device: str, name: str | None = None, quantize: str | None = None
+) -> Kernels:
+    """The kernel set of that name, else of the name in `TRAMONTANE_KERNELS`, else the best for the device that runs.
+
+    `quantize` "int8" holds the weights of all products in 8 bits, which native kernels can do.
 
     Raises:
-        ValueError: there is no such set, it does not run on the device, or the device is not there.
+        ValueError: there is no such set, it does not run on the device or not here, or the device is not there.
     """
-    chosen = name or torch.device(device).type
-    if chosen not in NAMES:
-        raise ValueError(f"kernels is {chosen!r}; supported: {', '.join(NAMES)}")
-    if chosen in ("cpu", "cuda") and chosen != torch.device(device).type:
-        raise ValueError(f"kernels is {chosen!r}, and device is {device!r}; these kernels run on {chosen!r} only")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    kind = torch.device(device).type
+    name = name or os.environ.get("TRAMONTANE_KERNELS") or None
+    if name is not None and name not in DEVICES:
+        raise ValueError(f"kernels is {name!r}; supported: {', '.join(DEVICES)}")
+    if name is not None and kind not in DEVICES[name]:
+        raise ValueError(
+            f"kernels is {name!r}, and device is {device!r}; these kernels run on {DEVICES[name][0]!r} only"
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, and this process sees no CUDA device")
-    if chosen == "reference":
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize is {quantize!r}; supported: int8")
+    if quantize and (kind != "cpu" or name not in (None, "native")):
+        raise ValueError(f"quantize is {quantize!r}, and kernels is {name or kind!r}; only 'native' quantizes")
+    if name == "reference":
         from tramontane.stages.kernels.reference import ReferenceKernels
 
         return ReferenceKernels(config, dtype, device)
-    if chosen == "cuda":
+    if kind == "cuda":
         from tramontane.stages.kernels.cuda import CudaKernels
 
         return CudaKernels(config, dtype, device)
+    if name == "native" or quantize:
+        from tramontane.stages.kernels.native import NativeKernels, NativeUnavailable
+
+        try:
+            return NativeKernels(config, dtype, quantize)
+        except NativeUnavailable as reason:
+            if name == "native" or quantize:
+                raise ValueError(f"the native kernels, which were asked for, are not there: {reason}") from None
+            log.warning("no native kernels, torch's packed products instead: %s", reason)
     from tramontane.stages.kernels.cpu import CpuKernels
 
     return CpuKernels(config, dtype)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.kernels import products
+from tramontane.stages.kernels import Block, one_by_one, products
 from tramontane.stages.kernels.cpu_attention import AttentionPlan, attend, plan_attention
 from tramontane.stages.kernels.pairs import Pairs, each_product
 from tramontane.stages.kernels.places import Places
@@ -206,6 +206,9 @@ class CpuKernels:
     def _swiglu(self, both_NF: Tensor) -> Tensor:
         gate_NF, up_NF = both_NF.chunk(2, dim=1)
         return self._round(self._round(F.silu(gate_NF)).mul_(up_NF))
+
+    def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        return one_by_one(self, blocks, rows_TD)
 
     def head(self, head: Head, rows_MD: Tensor) -> Tensor:
         return self._round(head.product(self._norm(rows_MD, head.norm))).float()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
@@ -185,6 +186,9 @@ class ReferenceKernels:
     def _ffn(self, layer: LayerWeights, expert: int, rows_ND: Tensor) -> Tensor:
         gate_NF = F.silu(F.linear(rows_ND, layer.w1[expert]))
         return F.linear(gate_NF * F.linear(rows_ND, layer.w3[expert]), layer.w2[expert])
+
+    def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        return one_by_one(self, blocks, rows_TD)
 
     def head(self, head: tuple[Tensor, Tensor], rows_MD: Tensor) -> Tensor:
         norm_D, head_VD = head

@@ -1,0 +1,253 @@
+"""The native CPU kernel set: C++ over vectors, one call for all blocks of a step. `interface.h` is where the two meet.
+
+    vectors.hpp    a vector of 8 or 16 floats
+    tiles.hpp      how weights lie, and the tile: the innermost loop of every product
+    products.hpp   products of some rows with a matrix, the norm
+    attention.hpp  the first half of a block, and how keys and values lie
+    experts.hpp    the second half
+    team.hpp       the threads and the memory of a call
+    engine.cpp     the functions that Python calls
+
+A row's bits depend on its own sequence only: on no row beside it, no cut of its prompt, no place of a block, no number
+of threads or stages. So a row that is computed again is the same row.
+
+Rows between the calls are float32 that hold values of the model's dtype. With bfloat16 the inputs of each product are
+rounded to bfloat16, and so are rows, keys and values. With int8 a matrix has one scale an output, and each row that
+enters a product is quantised by its own largest value; the gate stays float32.
+
+Letters: T rows, D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E experts, M some rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tramontane.stages.config import ModelConfig
+from tramontane.stages.kernels import Block
+from tramontane.stages.kernels.native import interface
+from tramontane.stages.kernels.native.build import NativeUnavailable, library
+from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.microbatch import BlockTable, Int32Array, Microbatch
+from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
+
+__all__ = ["NativeKernels", "NativeUnavailable"]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A weight in panels."""
+
+    memory: Tensor
+    outputs: int
+    inputs: int
+
+    @property
+    def struct(self) -> interface.Matrix:
+        """What the library takes; the panels live as long as `self`."""
+        return interface.Matrix(self.memory.data_ptr(), self.outputs, self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """One layer's weights."""
+
+    struct: interface.Layer
+    kept: tuple[object, ...]
+    """The memory that the struct points into."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedHead:
+    """The final norm [D] and the output head [V, D]."""
+
+    norm: Tensor
+    matrix: PackedMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class NativePlan:
+    """One window class in one step."""
+
+    struct: interface.Plan
+    kept: tuple[Int32Array, ...]
+    """The memory that the struct points into."""
+
+
+class NativeKernels:
+    """See the module's docstring. `Kernels` documents the methods.
+
+    Raises:
+        NativeUnavailable: the library cannot be had.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: str, quantize: str | None = None) -> None:
+        self._library = interface.declare(library())
+        self._config = config
+        self._dtype = TORCH_DTYPES[dtype]
+        self._weights = interface.WEIGHTS[quantize or dtype]
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self._frequency = 1.0 / config.rope_theta**exponent
+        self._shape = interface.Shape(
+            config.dim,
+            config.heads,
+            config.kv_heads,
+            config.head_dim,
+            config.ffn_dim,
+            config.experts,
+            config.experts_per_token,
+            self._weights,
+            dtype == "bfloat16",
+            config.norm_eps,
+            self._frequency.data_ptr(),
+        )
+        self._engine = self._library.tramontane_create()
+        weakref.finalize(self, self._library.tramontane_destroy, self._engine)
+        variant = self._library.tramontane_variant().decode()
+        self.name = f"native-{variant}-{dtype}{f'-{quantize}' if quantize else ''}"
+        self.row_invariant = True
+
+    def pack_embedding(self, embedding_VD: Tensor) -> Tensor:
+        return embedding_VD
+
+    def pack_layer(self, weights: LayerWeights) -> PackedLayer:
+        norms = weights.attention_norm_D.float(), weights.ffn_norm_D.float()
+        qkv = self._pack(torch.cat([weights.q, weights.k, weights.v]))
+        o = self._pack(weights.o)
+        gate = None if weights.gate is None else self._pack(weights.gate, kind=interface.WEIGHTS["float32"])
+        gate_up = [self._pack(w1, w3) for w1, w3 in zip(weights.w1, weights.w3, strict=True)]
+        down = [self._pack(w2) for w2 in weights.w2]
+        matrices = interface.Matrix * len(down)
+        struct = interface.Layer(
+            norms[0].data_ptr(),
+            norms[1].data_ptr(),
+            qkv.struct,
+            o.struct,
+            interface.Matrix() if gate is None else gate.struct,
+            matrices(*(each.struct for each in gate_up)),
+            matrices(*(each.struct for each in down)),
+        )
+        return PackedLayer(struct, (norms, qkv, o, gate, gate_up, down))
+
+    def pack_head(self, norm_D: Tensor, head_VD: Tensor) -> PackedHead:
+        return PackedHead(norm_D.float(), self._pack(head_VD))
+
+    def _pack(self, first: Tensor, second: Tensor | None = None, kind: int | None = None) -> PackedMatrix:
+        """A matrix, or two of one shape interleaved."""
+        kind = self._weights if kind is None else kind
+        outputs, inputs = first.shape
+        size = self._library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
+        packed = torch.empty(size, dtype=torch.uint8)
+        # Packing takes float32; each copy lives for this call only.
+        first = first.float().contiguous()
+        if second is None:
+            self._library.tramontane_pack(kind, first.data_ptr(), None, outputs, inputs, packed.data_ptr())
+            return PackedMatrix(packed, outputs, inputs)
+        second = second.float().contiguous()
+        self._library.tramontane_pack(kind, first.data_ptr(), second.data_ptr(), outputs, inputs, packed.data_ptr())
+        half = self._library.tramontane_panel_columns() // 2
+        return PackedMatrix(packed, -(-outputs // half) * half * 2, inputs)
+
+    def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
+        """[layers, blocks, numbers of a block]; `attention.hpp` has the picture."""
+        numbers = self._library.tramontane_cache_block(ctypes.byref(self._shape), block)
+        return torch.zeros(layers, blocks, numbers, dtype=self._dtype)
+
+    def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
+        storage.index_fill_(1, torch.from_numpy(blocks.astype(np.int64)), value)
+
+    def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, NativePlan]:
+        return {index: self._plan(microbatch, layout, index) for index in classes}
+
+    def _plan(self, microbatch: Microbatch, layout: KVLayout, index: int) -> NativePlan:
+        table, block, ring = microbatch.tables[index], layout.block, layout.rings[index]
+        _check_rings(microbatch, table, layout, index)
+        kept = tuple(
+            np.ascontiguousarray(each, np.int32)
+            for each in (microbatch.first, microbatch.length, table.blocks, table.held)
+        )
+        pointers = (each.ctypes.data for each in kept)
+        window = layout.windows[index] or 0
+        struct = interface.Plan(len(microbatch.tokens), len(microbatch.first), *pointers, block, ring, window)
+        return NativePlan(struct, kept)
+
+    def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:
+        return embedding.index_select(0, torch.from_numpy(tokens_T)).float()
+
+    def enter(self, rows_TD: Tensor) -> Tensor:
+        return rows_TD.float()
+
+    def leave(self, rows_TD: Tensor) -> Tensor:
+        return rows_TD.to(self._dtype).contiguous()
+
+    def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: NativePlan, storage: Tensor, index: int) -> Tensor:
+        block = _block(Block(layer, plan, storage, index))
+        rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
+        self._library.tramontane_attention(
+            self._engine, _threads(), self._shape, block, rows_TD.data_ptr(), after_TD.data_ptr()
+        )
+        return after_TD
+
+    def experts(self, layer: PackedLayer, rows_TD: Tensor) -> Tensor:
+        rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
+        self._library.tramontane_experts(
+            self._engine,
+            _threads(),
+            self._shape,
+            layer.struct,
+            len(rows_TD),
+            rows_TD.data_ptr(),
+            after_TD.data_ptr(),
+        )
+        return after_TD
+
+    def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        structs = (interface.Block * len(blocks))(*map(_block, blocks))
+        rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
+        self._library.tramontane_blocks(
+            self._engine, _threads(), self._shape, structs, len(blocks), rows_TD.data_ptr(), after_TD.data_ptr()
+        )
+        return after_TD
+
+    def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
+        rows_MD = rows_MD.contiguous()
+        logits_MV = torch.empty(len(rows_MD), head.matrix.outputs)
+        self._library.tramontane_head(
+            self._engine,
+            _threads(),
+            self._shape,
+            head.norm.data_ptr(),
+            head.matrix.struct,
+            len(rows_MD),
+            rows_MD.data_ptr(),
+            logits_MV.data_ptr(),
+        )
+        return logits_MV
+
+
+def _block(block: Block) -> interface.Block:
+    storage = block.storage
+    cache = storage.data_ptr() + block.place * storage.stride(0) * storage.itemsize
+    return interface.Block(ctypes.pointer(block.layer.struct), ctypes.pointer(block.plan.struct), cache)
+
+
+def _threads() -> int:
+    """Those that the calling thread wants, but no more than it has cores."""
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+
+
+def _check_rings(microbatch: Microbatch, table: BlockTable, layout: KVLayout, index: int) -> None:
+    """The library reads and writes wherever a table points: so every place must be there."""
+    last_block_S = (microbatch.first + microbatch.length - 1) // layout.block
+    needed_S = np.minimum(last_block_S + 1, layout.rings[index])
+    assert (needed_S <= table.held).all(), f"rings of {table.held} blocks, where {needed_S} are needed"
+    assert len(table.blocks) == table.held.sum(), f"{len(table.blocks)} blocks in rings of {table.held}"
+    pool = layout.pool_blocks[index]
+    assert not len(table.blocks) or 0 <= table.blocks.min() <= table.blocks.max() < pool, f"blocks of a pool of {pool}"

@@ -1,0 +1,200 @@
+// The functions that Python calls: memory is taken, the kind of weights and values chosen, and the team set to work.
+#include "attention.hpp"
+#include "experts.hpp"
+
+using namespace tramontane;
+
+namespace {
+
+/// Call body(Weights, Value) with the types that the shape asks for.
+template <class Body>
+void with_types(const Shape& shape, Body&& body) {
+    if (shape.weights == WEIGHTS_FLOAT32)
+        body(Float32(), float());
+    else if (shape.weights == WEIGHTS_BFLOAT16)
+        body(BFloat16(), bfloat16());
+    else if (shape.bfloat16)
+        body(Int8(), bfloat16());
+    else
+        body(Int8(), float());
+}
+
+template <class Body>
+auto with_weights(int32_t weights, Body&& body) {
+    if (weights == WEIGHTS_FLOAT32) return body(Float32());
+    if (weights == WEIGHTS_BFLOAT16) return body(BFloat16());
+    return body(Int8());
+}
+
+void put(float& word_input, Float32, float value, float) { word_input = value; }
+void put(bfloat16& word_input, BFloat16, float value, float) { word_input = to_bfloat16(value); }
+void put(int8_t& word_input, Int8, float value, float scale) { word_input = int8_t(Int8::quantised(value, scale)); }
+
+template <class Weights>
+struct InWord { using type = float; };
+template <>
+struct InWord<BFloat16> { using type = bfloat16; };
+template <>
+struct InWord<Int8> { using type = int8_t; };
+
+/// Lay out a matrix whose output `number` is at row(number), null where it is padding.
+template <class Weights, class Row>
+void pack(int32_t outputs, int32_t inputs, Row&& row, void* to) {
+    using Input = typename InWord<Weights>::type;
+    constexpr int PER_WORD = Weights::PER_WORD;
+    const int64_t words = words_of<Weights>(inputs), panels = (outputs + COLUMNS - 1) / COLUMNS;
+    auto* values = static_cast<Input*>(to);
+    auto* scales = reinterpret_cast<float*>(static_cast<uint32_t*>(to) + panels * words * COLUMNS);
+    auto* corrections = reinterpret_cast<int32_t*>(scales + panels * COLUMNS);
+    std::memset(to, 0, panels * words * COLUMNS * 4);
+    for (int64_t output = 0; output < panels * COLUMNS; ++output) {
+        const float* from = row(output);
+        float scale = 1;
+        if constexpr (Weights::KIND == WEIGHTS_INT8) {
+            float most = 0;
+            for (int32_t input = 0; from && input < inputs; ++input) most = std::max(most, std::fabs(from[input]));
+            scales[output] = scale = Int8::scale_of(most);
+            corrections[output] = 0;
+        }
+        if (!from) continue;
+        Input* panel = values + output / COLUMNS * words * COLUMNS * PER_WORD;
+        for (int32_t input = 0; input < inputs; ++input) {
+            Input& place = panel[(input / PER_WORD * COLUMNS + output % COLUMNS) * PER_WORD + input % PER_WORD];
+            put(place, Weights(), from[input], scale);
+            if constexpr (Weights::KIND == WEIGHTS_INT8) corrections[output] += Int8::SHIFT * place;
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t tramontane_panel_columns(void) { return COLUMNS; }
+
+const char* tramontane_variant(void) {
+#if defined(__AVX512BF16__)
+    return "avx512bf16";
+#elif defined(__AVX512F__)
+    return "avx512";
+#else
+    return "avx2";
+#endif
+}
+
+Engine* tramontane_create(void) { return new Engine; }
+
+void tramontane_destroy(Engine* engine) { delete engine; }
+
+int64_t tramontane_packed_bytes(int32_t weights, int32_t outputs, int32_t inputs, int32_t interleaved) {
+    const int64_t panels = interleaved ? (outputs + HALF - 1) / HALF : (outputs + COLUMNS - 1) / COLUMNS;
+    const int64_t words = with_weights(weights, [&](auto kind) { return words_of<decltype(kind)>(inputs); });
+    return panels * COLUMNS * 4 * (words + (weights == WEIGHTS_INT8 ? 2 : 0));
+}
+
+void tramontane_pack(int32_t weights, const float* first, const float* second, int32_t outputs, int32_t inputs,
+                     void* panels) {
+    with_weights(weights, [&](auto kind) {
+        using Weights = decltype(kind);
+        if (!second)
+            return pack<Weights>(outputs, inputs, [&](int64_t output) {
+                return output < outputs ? first + output * inputs : nullptr;
+            }, panels);
+        pack<Weights>(int32_t(rounded_up(outputs, HALF)) * 2, inputs, [&](int64_t output) {
+            const int64_t place = output % COLUMNS, mine = output / COLUMNS * HALF + place % HALF;
+            return mine < outputs ? (place < HALF ? first : second) + mine * inputs : nullptr;
+        }, panels);
+    });
+}
+
+int64_t tramontane_cache_block(const Shape* shape, int32_t block) { return CacheLayout(*shape, block).block; }
+
+void tramontane_attention(Engine* engine, int32_t threads, const Shape* shape, const Block* block, const float* from,
+                          float* to) {
+    with_types(*shape, [&](auto weights, auto value) {
+        Arena& arena = engine->arena;
+        arena.reset();
+        const Plan& plan = *block->plan;
+        const Step step(arena, *shape, plan, threads);
+        const Rotation rotation(arena, *shape, plan.rows);
+        const AttentionMemory<decltype(weights)> memory(arena, *shape, plan.rows);
+        engine->run(threads, [&](Team& team) {
+            team.share(plan.rows, [&](int row) {
+                rotation.turn_to(row, step.pieces.position_of(row, step.pieces.piece_of(row)), shape->frequency);
+            });
+            attention(team, *shape, *block->layer, step, rotation, static_cast<decltype(value)*>(block->cache), memory,
+                      from, to);
+        });
+    });
+}
+
+void tramontane_experts(Engine* engine, int32_t threads, const Shape* shape, const Layer* layer, int32_t rows,
+                        const float* from, float* to) {
+    with_types(*shape, [&](auto weights, auto value) {
+        engine->arena.reset();
+        const ExpertsMemory<decltype(weights)> memory(engine->arena, *shape, rows);
+        engine->run(threads, [&](Team& team) {
+            experts<decltype(weights), decltype(value)>(team, *shape, *layer, rows, memory, from, to);
+        });
+    });
+}
+
+void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, const Block* blocks, int32_t count,
+                       const float* from, float* to) {
+    with_types(*shape, [&](auto weights, auto value) {
+        using Weights = decltype(weights);
+        using Value = decltype(value);
+        Arena& arena = engine->arena;
+        arena.reset();
+        const int32_t rows = blocks[0].plan->rows;
+        std::vector<const Plan*> plans;
+        std::vector<Step> steps;
+        std::vector<int> step_of;
+        for (int32_t number = 0; number < count; ++number) {
+            const auto known = std::find(plans.begin(), plans.end(), blocks[number].plan);
+            step_of.push_back(int(known - plans.begin()));
+            if (known == plans.end()) plans.push_back(blocks[number].plan);
+        }
+        steps.reserve(plans.size());
+        for (const Plan* plan : plans) steps.emplace_back(arena, *shape, *plan, threads);
+        const Rotation rotation(arena, *shape, rows);
+        const AttentionMemory<Weights> attention_memory(arena, *shape, rows);
+        const ExpertsMemory<Weights> experts_memory(arena, *shape, rows);
+        engine->run(threads, [&](Team& team) {
+            const Pieces& pieces = steps[0].pieces;
+            team.share(rows, [&](int row) {
+                rotation.turn_to(row, pieces.position_of(row, pieces.piece_of(row)), shape->frequency);
+            });
+            for (int32_t number = 0; number < count; ++number) {
+                const Block& block = blocks[number];
+                attention(team, *shape, *block.layer, steps[step_of[number]], rotation,
+                          static_cast<Value*>(block.cache), attention_memory, number ? to : from, to);
+                experts<Weights, Value>(team, *shape, *block.layer, rows, experts_memory, to, to);
+            }
+        });
+    });
+}
+
+void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm_weight, const Matrix* head,
+                     int32_t rows, const float* from, float* logits) {
+    with_types(*shape, [&](auto weights, auto value) {
+        using Value = decltype(value);
+        const int32_t dim = shape->dim;
+        engine->arena.reset();
+        const Operands<decltype(weights)> operands(engine->arena, rows, dim);
+        float* normed = engine->arena.take<float>(int64_t(rows) * dim);
+        engine->run(threads, [&](Team& team) {
+            team.share(rows, [&](int row) {
+                norm<Value>(normed + int64_t(row) * dim, from + int64_t(row) * dim, norm_weight, dim, shape->norm_eps);
+                operands.prepare(row, normed + int64_t(row) * dim);
+            });
+            product(team, *head, operands, rows, [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {
+                Floats logit[VECTORS];
+                for (int vector = 0; vector < VECTORS; ++vector) logit[vector] = rounded_as<Value>(values[vector]);
+                store_outputs(logits + int64_t(row) * head->outputs, head->outputs, first, logit);
+            });
+        });
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,165 @@
+// The second half of a block: norm, gate, the chosen experts (or the one FFN of a dense model), residual.
+//
+// A pair is a row and an expert that it chose: pair row x A + rank. Pairs are grouped by expert, so that an expert is one
+// product over all of its rows; the results of a row are added up by rank, whatever order the experts worked in.
+//
+// A panel of the first product holds, side by side, COLUMNS / 2 outputs of the gate projection and the same outputs of
+// the up projection, so that SiLU(gate) x up is made of one unit's registers.
+#pragma once
+
+#include "products.hpp"
+
+namespace tramontane {
+
+constexpr int HALF = COLUMNS / 2;
+
+/// Pairs of a row and an expert, grouped by expert. Letters: P = T x A pairs, E experts.
+///
+/// Two rows that chose the experts [[2, 0], [0, 3]]:   begin = [0, 2, 2, 3, 4]   pair = [1, 2, 0, 3]
+struct Pairs {
+    int32_t experts, chosen, rows;
+    int32_t* expert;    // of each pair. [P]
+    float* weight;      // of each pair. [P]
+    int32_t* begin;     // where each expert's pairs begin. [E + 1]
+    int32_t* pair;      // the pairs, grouped. [P]
+    int32_t* row;       // their rows. [P]
+
+    Pairs(Arena& arena, int32_t rows, int32_t experts, int32_t chosen)
+        : experts(experts), chosen(chosen), rows(rows), expert(arena.take<int32_t>(int64_t(rows) * chosen)),
+          weight(arena.take<float>(int64_t(rows) * chosen)), begin(arena.take<int32_t>(experts + 1)),
+          pair(arena.take<int32_t>(int64_t(rows) * chosen)), row(arena.take<int32_t>(int64_t(rows) * chosen)) {}
+
+    int32_t count() const { return rows * chosen; }
+
+    /// The experts of the largest gate values, of equal ones the lower; weights are the softmax over the chosen.
+    void choose(int32_t of_row, const float* gates) const {
+        int32_t* experts_of_row = expert + of_row * chosen;
+        float* weights = weight + of_row * chosen;
+        for (int32_t rank = 0; rank < chosen; ++rank) {
+            int32_t best = -1;
+            for (int32_t candidate = 0; candidate < experts; ++candidate) {
+                const bool taken = std::find(experts_of_row, experts_of_row + rank, candidate) != experts_of_row + rank;
+                if (!taken && (best < 0 || gates[candidate] > gates[best])) best = candidate;
+            }
+            experts_of_row[rank] = best;
+        }
+        float sum = 0;
+        for (int32_t rank = 0; rank < chosen; ++rank)
+            sum += weights[rank] = exponential(gates[experts_of_row[rank]] - gates[experts_of_row[0]]);
+        for (int32_t rank = 0; rank < chosen; ++rank) weights[rank] /= sum;
+    }
+
+    void group() const {
+        std::fill(begin, begin + experts + 1, 0);
+        for (int32_t number = 0; number < count(); ++number) ++begin[expert[number] + 1];
+        for (int32_t number = 0; number < experts; ++number) begin[number + 1] += begin[number];
+        for (int32_t number = 0; number < count(); ++number) {
+            const int32_t place = begin[expert[number]]++;
+            pair[place] = number;
+            row[place] = number / chosen;
+        }
+        // Each begin has moved on to the next one's.
+        for (int32_t number = experts; number > 0; --number) begin[number] = begin[number - 1];
+        begin[0] = 0;
+    }
+};
+
+/// The memory that experts need for any layer of a shape and some rows.
+template <class Weights>
+struct ExpertsMemory {
+    int64_t hidden_stride, outputs_stride;
+    Pairs pairs;
+    Operands<Float32> gate_operands;
+    Operands<Weights> normed, hidden_operands;
+    float *gates, *hidden, *outputs;
+
+    ExpertsMemory(Arena& arena, const Shape& shape, int32_t rows)
+        : hidden_stride(rounded_up(shape.ffn_dim, HALF)), outputs_stride(rounded_up(shape.dim, COLUMNS)),
+          pairs(arena, rows, std::max(1, shape.experts), shape.experts ? shape.experts_per_token : 1),
+          gate_operands(arena, rows, shape.dim), normed(arena, rows, shape.dim),
+          hidden_operands(arena, pairs.count(), shape.ffn_dim),
+          gates(arena.take<float>(rows * rounded_up(pairs.experts, COLUMNS))),
+          hidden(arena.take<float>(pairs.count() * hidden_stride)),
+          outputs(arena.take<float>(pairs.count() * outputs_stride)) {}
+};
+
+/// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of `pairs.pair`,
+/// `finish(pair, panel, values)` takes the results.
+template <class Weights, class Finish>
+void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, const Operands<Weights>& operands,
+                       const int32_t* inputs, Finish&& finish) {
+    const auto rows_of = [&](int32_t expert) {
+        return Rows{inputs, pairs.begin[expert], pairs.begin[expert + 1] - pairs.begin[expert]};
+    };
+    int units = 0;
+    for (int32_t expert = 0; expert < pairs.experts; ++expert) units += rows_of(expert).units() * panels_of(matrices[expert]);
+    team.share(units, [&](int unit) {
+        int32_t expert = 0;
+        for (int mine; unit >= (mine = rows_of(expert).units() * panels_of(matrices[expert])); ++expert) unit -= mine;
+        const Rows rows = rows_of(expert);
+        const int panel = unit / rows.units();
+        const Rows some = rows.unit(unit % rows.units());
+        panel_product<Weights>(matrices[expert], panel, operands, some, [&](int index, const Floats(&values)[VECTORS]) {
+            finish(pairs.pair[some.first + index], panel, values);
+        });
+    });
+}
+
+template <class Weights, class Value>
+void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, const ExpertsMemory<Weights>& memory,
+             const float* from, float* to) {
+    const int32_t dim = shape.dim;
+    const Pairs& pairs = memory.pairs;
+    team.share(
+        rows,
+        [&](int row) {
+            float* normed = memory.gate_operands.values + row * memory.gate_operands.stride;
+            norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
+            memory.normed.prepare(row, normed);
+            float* gates = memory.gates + row * rounded_up(pairs.experts, COLUMNS);
+            if (layer.gate.panels)
+                for (int panel = 0; panel < panels_of(layer.gate); ++panel)
+                    panel_product<Float32>(layer.gate, panel, memory.gate_operands, {nullptr, row, 1},
+                                           [&](int, const Floats(&values)[VECTORS]) {
+                                               for (int vector = 0; vector < VECTORS; ++vector)
+                                                   store(gates + panel * COLUMNS + vector * WIDTH,
+                                                         rounded_as<Value>(values[vector]));
+                                           });
+            else
+                gates[0] = 0;
+            pairs.choose(row, gates);
+        },
+        [&] { pairs.group(); });
+    product_by_expert(team, layer.gate_up, pairs, memory.normed, pairs.row,
+                      [&](int32_t pair, int panel, const Floats(&values)[VECTORS]) {
+                          float* hidden = memory.hidden + pair * memory.hidden_stride + panel * HALF;
+                          for (int vector = 0; vector < VECTORS / 2; ++vector) {
+                              const Floats gate = rounded_as<Value>(values[vector]);
+                              const Floats up = rounded_as<Value>(values[vector + VECTORS / 2]);
+                              store(hidden + vector * WIDTH, rounded_as<Value>(rounded_as<Value>(silu(gate)) * up));
+                          }
+                      });
+    team.share(pairs.count(), [&](int pair) {
+        memory.hidden_operands.prepare(pair, memory.hidden + pair * memory.hidden_stride);
+    });
+    product_by_expert(team, layer.down, pairs, memory.hidden_operands, pairs.pair,
+                      [&](int32_t pair, int panel, const Floats(&values)[VECTORS]) {
+                          float* outputs = memory.outputs + pair * memory.outputs_stride + panel * COLUMNS;
+                          for (int vector = 0; vector < VECTORS; ++vector)
+                              store(outputs + vector * WIDTH, rounded_as<Value>(values[vector]));
+                      });
+    team.share(rows, [&](int row) {
+        const int32_t first = row * pairs.chosen;
+        for (int32_t begin = 0; begin < dim; begin += WIDTH) {
+            const int32_t count = std::min(WIDTH, dim - begin);
+            Floats sum{};
+            std::memcpy(&sum, from + int64_t(row) * dim + begin, count * sizeof(float));
+            for (int32_t pair = first; pair < first + pairs.chosen; ++pair)
+                sum = fma(all(pairs.weight[pair]), load(memory.outputs + pair * memory.outputs_stride + begin), sum);
+            sum = rounded_as<Value>(sum);
+            std::memcpy(to + int64_t(row) * dim + begin, &sum, count * sizeof(float));
+        }
+    });
+}
+
+}  // namespace tramontane

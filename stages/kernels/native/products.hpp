@@ -1,0 +1,158 @@
+// Products of some rows with a packed matrix: in units of one panel and up to UNIT_ROWS rows, for a team to share.
+#pragma once
+
+#include <algorithm>
+
+#include "team.hpp"
+#include "tiles.hpp"
+
+namespace tramontane {
+
+/// Rows of one unit of work. Their sums, UNIT_ROWS x COLUMNS, stay in the second cache.
+constexpr int UNIT_ROWS = 192;
+
+inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 1) / COLUMNS; }
+
+template <class Weights>
+int64_t words_of(int64_t inputs) { return (inputs + Weights::PER_WORD - 1) / Weights::PER_WORD; }
+
+/// Rows as a product takes them, each padded to whole words; for int8 with a scale.
+template <class Weights>
+struct Operands {
+    typename Weights::Operand* values;
+    float* scales;
+    int64_t inputs, stride;
+
+    Operands(Arena& arena, int64_t rows, int64_t inputs)
+        : inputs(inputs), stride(rounded_up(inputs, 16)) {
+        values = arena.take<typename Weights::Operand>(rows * stride);
+        scales = arena.take<float>(rows);
+    }
+
+    void prepare(int64_t row, const float* from) const {
+        typename Weights::Operand* operand = values + row * stride;
+        std::memset(operand + inputs, 0, (stride - inputs) * sizeof *operand);
+        Weights::prepare(operand, scales[row], from, inputs);
+    }
+};
+
+/// Some rows among operands: those of `numbers`, or from `first` on.
+struct Rows {
+    const int32_t* numbers;
+    int32_t first, count;
+
+    int32_t operator[](int index) const { return numbers ? numbers[first + index] : first + index; }
+    int units() const { return (count + UNIT_ROWS - 1) / UNIT_ROWS; }
+    Rows unit(int index) const {
+        const int begin = index * UNIT_ROWS;
+        return {numbers, first + begin, std::min(UNIT_ROWS, count - begin)};
+    }
+};
+
+template <class Weights>
+struct Panel {
+    const uint32_t* words;
+    const float* scales;         // of int8
+    const int32_t* corrections;
+
+    Panel(const Matrix& matrix, int number) {
+        const int64_t size = words_of<Weights>(matrix.inputs) * COLUMNS, panels = panels_of(matrix);
+        const auto* all_words = static_cast<const uint32_t*>(matrix.panels);
+        words = all_words + number * size;
+        scales = reinterpret_cast<const float*>(all_words + panels * size) + number * COLUMNS;
+        corrections = reinterpret_cast<const int32_t*>(all_words + panels * (size + COLUMNS)) + number * COLUMNS;
+    }
+
+    Floats value(typename Weights::Sums sums, int vector, float row_scale) const {
+        if constexpr (Weights::KIND == WEIGHTS_INT8) {
+            const Ints exact = sums - load_bits<Ints>(corrections + vector * WIDTH);
+            return __builtin_convertvector(exact, Floats) * (all(row_scale) * load(scales + vector * WIDTH));
+        } else {
+            return sums;
+        }
+    }
+};
+
+/// The sums of N rows, from `begin` on in `rows`, over the words begin_word .. end_word.
+template <class Weights, int N>
+void tile_of_rows(typename Weights::Sums (*sums)[VECTORS], const Panel<Weights>& panel,
+                  const Operands<Weights>& operands, const Rows& rows, int begin, int64_t begin_word, int64_t end_word) {
+    const typename Weights::Operand* pointers[N];
+    for (int row = 0; row < N; ++row) pointers[row] = operands.values + rows[begin + row] * operands.stride;
+    tile<Weights, N>(reinterpret_cast<typename Weights::Sums(&)[N][VECTORS]>(*sums), panel.words, pointers, begin_word,
+                     end_word);
+}
+
+template <class Weights, int N = ROWS>
+void tile_of_up_to(int count, typename Weights::Sums (*sums)[VECTORS], const Panel<Weights>& panel,
+                   const Operands<Weights>& operands, const Rows& rows, int begin, int64_t begin_word,
+                   int64_t end_word) {
+    if constexpr (N > 1)
+        if (count < N) return tile_of_up_to<Weights, N - 1>(count, sums, panel, operands, rows, begin, begin_word, end_word);
+    tile_of_rows<Weights, N>(sums, panel, operands, rows, begin, begin_word, end_word);
+}
+
+/// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
+template <class Weights, class Finish>
+void panel_product(const Matrix& matrix, int number, const Operands<Weights>& operands, const Rows& rows,
+                   Finish&& finish) {
+    using Sums = typename Weights::Sums;
+    alignas(64) Sums sums[UNIT_ROWS][VECTORS];
+    std::memset(sums, 0, rows.count * sizeof sums[0]);
+    const Panel<Weights> panel(matrix, number);
+    const int64_t words = words_of<Weights>(matrix.inputs);
+    // A few rows read the panel once and in one go.
+    const int64_t depth = rows.count <= ROWS ? words : DEPTH;
+    for (int64_t word = 0; word < words; word += depth)
+        for (int row = 0; row < rows.count; row += ROWS)
+            tile_of_up_to<Weights>(rows.count - row, sums + row, panel, operands, rows, row, word,
+                                   std::min(words, word + depth));
+    for (int row = 0; row < rows.count; ++row) {
+        const float row_scale = Weights::KIND == WEIGHTS_INT8 ? operands.scales[rows[row]] : 1.0f;
+        Floats values[VECTORS];
+        for (int vector = 0; vector < VECTORS; ++vector)
+            values[vector] = panel.value(sums[row][vector], vector, row_scale);
+        finish(row, values);
+    }
+}
+
+/// All outputs of all rows, shared by the team: `finish(row, first output, values)`.
+template <class Weights, class Finish>
+void product(Team& team, const Matrix& matrix, const Operands<Weights>& operands, int32_t rows, Finish&& finish) {
+    const Rows every{nullptr, 0, rows};
+    const int units = every.units();
+    team.share(panels_of(matrix) * units, [&](int unit) {
+        const int panel = unit / units;
+        const Rows some = every.unit(unit % units);
+        panel_product<Weights>(matrix, panel, operands, some, [&](int index, const Floats (&values)[VECTORS]) {
+            finish(some[index], panel * COLUMNS, values);
+        });
+    });
+}
+
+/// Those of a panel's values that a row of `outputs` has.
+inline void store_outputs(float* row, int32_t outputs, int32_t first, const Floats (&values)[VECTORS]) {
+    std::memcpy(row + first, values, std::min(COLUMNS, outputs - first) * sizeof(float));
+}
+
+/// x / root mean square(x) x weight, rounded as torch rounds it: after the division and after the product.
+template <class Value>
+void norm(float* to, const float* from, const float* weight, int32_t dim, float eps) {
+    Floats squares{};
+    int32_t place = 0;
+    for (; place + WIDTH <= dim; place += WIDTH) squares = fma(load(from + place), load(from + place), squares);
+    Floats rest{};
+    std::memcpy(&rest, from + place, (dim - place) * sizeof(float));
+    const float mean = sum_of_lanes(fma(rest, rest, squares)) / float(dim);
+    const Floats scale = all(1.0f / std::sqrt(mean + eps));
+    const auto normed = [&](Floats values, Floats weights) {
+        return rounded_as<Value>(rounded_as<Value>(values * scale) * weights);
+    };
+    for (place = 0; place + WIDTH <= dim; place += WIDTH) store(to + place, normed(load(from + place), load(weight + place)));
+    Floats weights{};
+    std::memcpy(&weights, weight + place, (dim - place) * sizeof(float));
+    rest = normed(rest, weights);
+    std::memcpy(to + place, &rest, (dim - place) * sizeof(float));
+}
+
+}  // namespace tramontane

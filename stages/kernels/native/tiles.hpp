@@ -1,0 +1,172 @@
+// Panels of weights, and the tile: the innermost loop of every product.
+//
+// A matrix [outputs, inputs] lies in panels of COLUMNS outputs. Within a panel the inputs follow one another in words of
+// 4 bytes: a word holds 1 float32, 2 bfloat16 or 4 int8 inputs of one output.
+//
+//                      output 0   output 1        output COLUMNS - 1
+//     inputs 0 .. n-1  [word]     [word]    ...   [word]              one step of the tile reads such a row
+//     inputs n .. 2n-1 [word]     [word]    ...   [word]
+//     ...
+//
+// Outputs and inputs that fill no panel or word are padded with zeros. Behind the panels of int8 lie each output's
+// scale (float32) and correction (int32).
+//
+// A tile is up to ROWS rows times one panel. Each of its sums stays in one lane of one register and runs over the inputs
+// in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on how many there are.
+#pragma once
+
+#include "interface.h"
+#include "vectors.hpp"
+
+namespace tramontane {
+
+/// Registers of a panel's width, and rows of a full tile. The sums fill ROWS x VECTORS registers; a few are needed beside
+/// them, and there are 32 with AVX512, else 16.
+constexpr int VECTORS = 4;
+constexpr int COLUMNS = VECTORS * WIDTH;
+#if defined(__AVX512F__)
+constexpr int ROWS = 6;
+#else
+constexpr int ROWS = 3;
+#endif
+
+/// Words of a panel that are computed for all rows before the next: 16 or 32 KiB that stay in the first cache.
+constexpr int DEPTH = 128;
+
+struct Float32 {
+    static constexpr int KIND = WEIGHTS_FLOAT32, PER_WORD = 1;
+    using Operand = float;
+    using Sums = Floats;
+
+    template <int N>
+    static void step(Sums (&sums)[N][VECTORS], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
+        Floats inputs[N];
+        for (int row = 0; row < N; ++row) inputs[row] = all(rows[row][word]);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            const Floats weights = load_bits<Floats>(words + vector * WIDTH);
+            for (int row = 0; row < N; ++row) sums[row][vector] = fma(inputs[row], weights, sums[row][vector]);
+        }
+    }
+
+    static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
+        std::memcpy(operand, row, inputs * sizeof(float));
+    }
+};
+
+struct BFloat16 {
+    static constexpr int KIND = WEIGHTS_BFLOAT16, PER_WORD = 2;
+    using Sums = Floats;
+#if defined(__AVX512BF16__)
+    // One instruction multiplies both inputs of a word and adds them.
+    using Operand = bfloat16;
+
+    template <int N>
+    static void step(Sums (&sums)[N][VECTORS], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
+        Words inputs[N];
+        for (int row = 0; row < N; ++row) inputs[row] = Words{} + load_bits<uint32_t>(rows[row] + 2 * word);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            const auto weights = load_bits<__m512bh>(words + vector * WIDTH);
+            for (int row = 0; row < N; ++row)
+                sums[row][vector] = (Floats)_mm512_dpbf16_ps((__m512)sums[row][vector],
+                                                             same_bits<__m512bh>(inputs[row]), weights);
+        }
+    }
+#else
+    // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other.
+    using Operand = float;
+
+    template <int N>
+    static void step(Sums (&sums)[N][VECTORS], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
+        Floats inputs[N];
+        for (int row = 0; row < N; ++row) inputs[row] = all(rows[row][2 * word]);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            const Floats weights = same_bits<Floats>(load_bits<Words>(words + vector * WIDTH) << 16);
+            for (int row = 0; row < N; ++row) sums[row][vector] = fma(inputs[row], weights, sums[row][vector]);
+        }
+        for (int row = 0; row < N; ++row) inputs[row] = all(rows[row][2 * word + 1]);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            const Floats weights = same_bits<Floats>(load_bits<Words>(words + vector * WIDTH) & 0xffff0000u);
+            for (int row = 0; row < N; ++row) sums[row][vector] = fma(inputs[row], weights, sums[row][vector]);
+        }
+    }
+#endif
+
+    static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
+        for (int64_t input = 0; input < inputs; ++input)
+            if constexpr (sizeof(Operand) == sizeof(bfloat16))
+                set(reinterpret_cast<bfloat16&>(operand[input]), row[input]);
+            else
+                set(operand[input], to_float(to_bfloat16(row[input])));
+    }
+};
+
+/// Whole numbers of -127 .. 127 on both sides, so a sum is exact: value = sum x row's scale x output's scale.
+struct Int8 {
+    static constexpr int KIND = WEIGHTS_INT8, PER_WORD = 4;
+    using Sums = Ints;
+#if defined(__AVX512VNNI__)
+    // The instruction takes unsigned times signed, so inputs are shifted by 128; `correction` takes that back.
+    using Operand = uint8_t;
+    static constexpr int SHIFT = 128;
+
+    static Ints add_products(Ints sums, Words inputs, Words weights) {
+        return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)inputs, (__m512i)weights);
+    }
+#else
+    // Unsigned times signed as well: the weights' signs move over to the inputs. Two products of 127 x 127 fit 16 bits.
+    using Operand = int8_t;
+    static constexpr int SHIFT = 0;
+
+    static Ints add_products(Ints sums, Words inputs, Words weights) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)weights),
+                                                   _mm256_sign_epi8((__m256i)inputs, (__m256i)weights));
+        return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+#endif
+
+    template <int N>
+    static void step(Sums (&sums)[N][VECTORS], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
+        Words inputs[N];
+        for (int row = 0; row < N; ++row) inputs[row] = Words{} + load_bits<uint32_t>(rows[row] + 4 * word);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            const Words weights = load_bits<Words>(words + vector * WIDTH);
+            for (int row = 0; row < N; ++row) sums[row][vector] = add_products(sums[row][vector], inputs[row], weights);
+        }
+    }
+
+    /// The scale of some numbers whose largest is `most`: NaN and infinity go through, so that they come out again.
+    static float scale_of(float most) { return most > 0 || most != most ? most / 127 : 1; }
+
+    static int quantised(float value, float scale) {
+        const float steps = std::nearbyint(value / scale);
+        return steps >= -127 && steps <= 127 ? int(steps) : 0;  // of NaN nothing is left here; the scale holds it
+    }
+
+    static void prepare(Operand* operand, float& scale, const float* row, int64_t inputs) {
+        float most = 0;
+        for (int64_t input = 0; input < inputs; ++input) {
+            const float size = std::fabs(row[input]);
+            most = size > most || size != size ? size : most;
+            if (size != size) break;
+        }
+        scale = scale_of(most);
+        for (int64_t input = 0; input < inputs; ++input) operand[input] = Operand(quantised(row[input], scale) + SHIFT);
+    }
+};
+
+/// Add the products of `words` words to the tile's sums.
+template <class Weights, int N>
+inline void tile(typename Weights::Sums (&sums)[N][VECTORS], const uint32_t* panel,
+                 const typename Weights::Operand* const (&rows)[N], int64_t begin, int64_t end) {
+    // A local copy, so that the compiler keeps the sums in registers.
+    typename Weights::Sums local[N][VECTORS];
+    std::memcpy(&local, &sums, sizeof local);
+    for (int64_t word = begin; word < end; ++word) {
+        __builtin_prefetch(panel + (word + 16) * COLUMNS);
+        __builtin_prefetch(panel + (word + 16) * COLUMNS + COLUMNS / 2);
+        Weights::step(local, panel + word * COLUMNS, rows, word);
+    }
+    std::memcpy(&sums, &local, sizeof local);
+}
+
+}  // namespace tramontane

@@ -1,0 +1,145 @@
+// A vector of floats as wide as the CPU's registers, and the few functions of it that the kernels are made of.
+//
+// The types are GCC's and clang's vector extensions, so + - * / < and ?: work lane by lane; every lane is computed
+// in the same way, and what a lane holds never depends on its neighbours unless a name says so (`sum_of_lanes`).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace tramontane {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#else
+constexpr int WIDTH = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * WIDTH)));
+
+/// The upper half of a float32.
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline Floats all(float value) { return Floats{} + value; }
+
+template <class To, class From>
+inline To same_bits(From value) {
+    static_assert(sizeof(To) == sizeof(From));
+    To bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+template <class Vector>
+inline Vector load_bits(const void* from) {
+    Vector bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return bits;
+}
+
+inline Floats load(const float* from) { return load_bits<Floats>(from); }
+
+inline Floats load(const bfloat16* from) {
+    return same_bits<Floats>(__builtin_convertvector(load_bits<Shorts>(from), Words) << 16);
+}
+
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+/// a * b + c, rounded once.
+inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#endif
+}
+
+/// The larger of each pair; b where either is NaN.
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Floats magnitude(Floats a) { return same_bits<Floats>(same_bits<Words>(a) & 0x7fffffffu); }
+
+/// The sum of all lanes, by halves: lane i and lane i + WIDTH / 2 first.
+inline float sum_of_lanes(Floats values) {
+    float lanes[WIDTH];
+    store(lanes, values);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+inline float largest_lane(Floats values) {
+    float lanes[WIDTH];
+    store(lanes, values);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int lane = 0; lane < half; ++lane)
+            lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
+    return lanes[0];
+}
+
+/// 0, 1, 2, ..
+inline Ints lane_numbers() {
+    Ints numbers;
+    for (int lane = 0; lane < WIDTH; ++lane) numbers[lane] = lane;
+    return numbers;
+}
+
+/// Each value rounded to the nearest bfloat16 (ties to even), still as float32. NaN stays NaN.
+inline Floats rounded_to_bfloat16(Floats values) {
+    Words bits = same_bits<Words>(values);
+    Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    return values == values ? same_bits<Floats>(rounded) : values;
+}
+
+inline bfloat16 to_bfloat16(float value) {
+    uint32_t bits = same_bits<uint32_t>(value);
+    if (value != value) return {uint16_t(bits >> 16 | 0x40)};
+    return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+inline float to_float(bfloat16 value) { return same_bits<float>(uint32_t(value.bits) << 16); }
+
+/// How rows and keys and values hold a number: `rounded` is the nearest value of the model's dtype.
+inline Floats rounded(Floats values, const float*) { return values; }
+inline Floats rounded(Floats values, const bfloat16*) { return rounded_to_bfloat16(values); }
+template <class Value>
+inline Floats rounded_as(Floats values) { return rounded(values, static_cast<const Value*>(nullptr)); }
+
+inline void set(float& place, float value) { place = value; }
+inline void set(bfloat16& place, float value) { place = to_bfloat16(value); }
+
+/// e^x within 2 units of the last place between -87 and 88, clamped beyond; NaN stays NaN, and e^0 is exactly 1.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial gives e^r, and n is added to the exponent's bits.
+inline Floats exponential(Floats x) {
+    const Floats low = all(-87.3f), high = all(88.3f);
+    Floats clamped = x < low ? low : x;
+    clamped = clamped > high ? high : clamped;
+    // Adding 1.5 x 2^23 leaves the nearest integer in the low bits of the sum.
+    const Floats shift = all(12582912.0f);
+    const Floats shifted = fma(clamped, all(1.44269504f), shift);
+    const Floats n = shifted - shift;
+    const Floats r = fma(n, all(1.42860677e-6f), fma(n, all(-0.693148613f), clamped));
+    Floats sum = all(1.38888889e-3f);
+    for (float coefficient : {8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f})
+        sum = fma(sum, r, all(coefficient));
+    const Floats power = same_bits<Floats>(same_bits<Words>(sum) + (same_bits<Words>(shifted) << 23));
+    return x == x ? power : x;
+}
+
+inline float exponential(float x) { return exponential(all(x))[0]; }
+
+/// x / (1 + e^-x)
+inline Floats silu(Floats x) { return x / (all(1.0f) + exponential(-x)); }
+
+constexpr int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+}  // namespace tramontane
