@@ -178,3 +178,8 @@ def test_coordinated_omission():
         ready_s = max(record.ended_s, ready_s + 0.01)
     assert quantile(waited_ms, 0.99) == pytest.approx(1.0)
     assert not math.isclose(max(waited_ms), 1.0)
+
+
+def test_prompts_whose_length_nobody_told_are_no_zero():
+    assert measured([answer(0, 1, 2, prompt_tokens=0)]).throughput.input_tokens_per_s is None
+    assert measured([]).throughput.input_tokens_per_s == 0

@@ -96,7 +96,8 @@ class Throughput:
     """Requests a second that met every objective; None without objectives, and of a closed loop."""
     goodput_share: float | None
     """Of all requests that arrived in the window."""
-    input_tokens_per_s: float
+    input_tokens_per_s: float | None
+    """None where the server does not say how long prompts are."""
     output_tokens_per_s: float
     tokens_per_message: float | None
 

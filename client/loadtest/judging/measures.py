@@ -120,11 +120,12 @@ def _throughput(
     judge = load.is_open and bool(objectives)
     good = sum(met_all(record, objectives) for record in ended if record.conduct in JUDGED) if judge else None
     share = _share(met_all(record, objectives) for record in judged) if judge else None
+    prompt_tokens = sum(record.prompt_tokens for record in read)
     return Throughput(
         requests_per_s=len(ended) / seconds,
         goodput_per_s=None if good is None else good / seconds,
         goodput_share=share,
-        input_tokens_per_s=sum(record.prompt_tokens for record in read) / seconds,
+        input_tokens_per_s=prompt_tokens / seconds if prompt_tokens or not read else None,
         output_tokens_per_s=sum(messages) / seconds,
         tokens_per_message=sum(messages) / len(messages) if messages else None,
     )

@@ -78,12 +78,12 @@ def _summary(result: RunResult) -> dict[str, Any]:
         "duration": end - start,
         "completed": result.counts.completed,
         "failed": result.counts.failed + result.counts.cut,
-        "total_input_tokens": sum(samples.input_lens),
+        "total_input_tokens": sum(samples.input_lens) or None,
         "total_output_tokens": sum(samples.output_lens),
         "request_throughput": rates.requests_per_s,
         "request_goodput": rates.goodput_per_s,
         "output_throughput": rates.output_tokens_per_s,
-        "total_token_throughput": rates.input_tokens_per_s + rates.output_tokens_per_s,
+        "total_token_throughput": _total(rates.input_tokens_per_s, rates.output_tokens_per_s),
         "max_output_tokens_per_s": peak,
     }
     for measure in _SUMMARISED:
@@ -94,6 +94,10 @@ def _summary(result: RunResult) -> dict[str, Any]:
         for q in QUANTILES[1:]:
             summary[f"{percentile(q)}_{measure}_ms"] = found.at(q) if found else None
     return summary
+
+
+def _total(one: float | None, other: float) -> float | None:
+    return None if one is None else one + other
 
 
 def _lists(result: RunResult) -> dict[str, Any]:
