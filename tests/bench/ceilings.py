@@ -1,10 +1,10 @@
 """What this machine does at best, in the same minute as what is held against it: reading, and products of matrices.
 
 Reading: the sum over 256 MiB, far more than caches hold; it adds 8 numbers an instruction, so memory is what it waits
-for. Products: 512 rows through a weight of 2,048 x 2,048, plain or by oneDNN with a packed weight, whichever is quicker
+for. Products: 256 rows through a weight of 2,048 x 2,048, plain or by oneDNN with a packed weight, whichever is quicker
 (on AMD, torch's plain float32 product may be half as quick). The best of some repeats counts: what others on the
 machine take away makes a ceiling lower, nothing makes it higher. Ceilings drift with the neighbours, so they are taken
-before and after every round.
+before and after every round, and so is the time that others' processes have just then.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import torch
 from bench.limits import Ceilings
 from torch.nn.functional import linear
 
 READ_BYTES = 256 * 2**20
-ROWS, WIDTH = 512, 2048
+ROWS, WIDTH = 256, 2048
 REPEATS, BUDGET_S = 10, 0.25
 
 
@@ -35,6 +36,11 @@ def measure_ceilings(threads: int, *, int8: bool = False) -> Ceilings:
             )
     finally:
         torch.set_num_threads(before)
+
+
+def others_busy_cpus() -> float:
+    """CPUs that somebody else keeps busy: half a second during which we sleep."""
+    return psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
 
 
 def best_s(job: Callable[[], object]) -> float:
