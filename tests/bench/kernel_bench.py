@@ -18,16 +18,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from driving import Drive, greedy_rows, make_layout
+
 from bench.children import in_child
 from bench.inprocess import load_stage
 from bench.limits import WEIGHT_BYTES, Cost, attention_cost, experts_touched, keys_seen, weights
-from driving import Drive, greedy_rows, make_layout
-
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.microbatch import Microbatch, SampledRows
 from tramontane.stages.sampler import sample
@@ -144,10 +145,8 @@ class Bench:
         )
         logits, position = self.stage.logits(rows), np.full(count, 100, np.int32)
         for name, options in (("greedy", {}), ("top-k, top-p", SAMPLED)):
-            sampled = sampled_rows(count, **options)
-            seconds = median_s(
-                [lambda sampled=sampled: sample(logits, sampled, position, config.vocab)], self._budget_s
-            )
+            choose = partial(sample, logits, sampled_rows(count, **options), position, config.vocab)
+            seconds = median_s([choose], self._budget_s)
             yield Part(f"sampling {name}", _rows(count), seconds, Cost(logits.nbytes, 0.0))
 
     def _microbatch(self, pieces: list[tuple[int, int]]) -> tuple[Microbatch, Any]:
