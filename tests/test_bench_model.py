@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from bench import limits, pipeline_tax, report, workloads
-from bench.contestants import Turn
+from bench.contestants import Failed, Job, Turn, known_contestants, run_program
 from bench.limits import Ceilings, Cost, decode_cost, experts_touched, floor, keys_seen, parameters, prefill_cost
+from bench.llama_file import stand_in_tokenizer
 from bench.pipeline_tax import Replay, best_split
 from bench.results import Results, Round
-from bench.synthetic import MODELS, SHARED
+from bench.synthetic import MODELS, SHARED, make_model
 from bench.workloads import FULL, QUICK, Workload, make_workloads
+from sentencepiece import SentencePieceProcessor
 
 from tramontane.stages.config import EXAMPLE, ModelConfig
 
@@ -155,6 +157,44 @@ def test_json_has_every_figure_and_no_tokens():
     line = json.loads(report.as_json({"model": "tiny"}, made_results((1.0, 2.0))))
     assert [figure["contestant"] for figure in line["figures"]] == ["ours", "hf"]
     assert "tokens" not in line["rounds"][0]["turns"]["hf"]["runs"]["A"]
+
+
+def test_a_contestant_that_breaks_says_why(tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no such library')")
+    job = Job(
+        model=tmp_path,
+        dtype="float32",
+        quantize=None,
+        threads=1,
+        context=64,
+        warm_up=workloads.make_warm_up(100),
+        workloads=(),
+    )
+    with pytest.raises(Failed, match="no such library"):
+        run_program(sys.executable, script, job)
+    with pytest.raises(Failed, match="No such file"):
+        run_program(tmp_path / "no-python", script, job)
+
+
+def test_the_stand_in_tokenizer_has_a_piece_for_every_id():
+    processor = SentencePieceProcessor(model_proto=stand_in_tokenizer(1000))
+    assert (processor.vocab_size(), processor.bos_id(), processor.eos_id(), processor.unk_id()) == (1000, 1, 2, 0)
+
+
+def test_transformers_computes_the_same_model(tmp_path):
+    job = Job(
+        model=make_model("tiny", tmp_path),
+        dtype="float32",
+        quantize=None,
+        threads=1,
+        context=1024,
+        warm_up=workloads.make_warm_up(1000),
+        workloads=(make_workloads(1000, QUICK)["D"],),
+    )
+    chosen = [each for each in known_contestants({}) if each.name in ("ours", "hf")]
+    ours, hf = (contestant.take_turn(job).runs["D"]["tokens"] for contestant in chosen)
+    assert ours == hf
 
 
 def test_a_quick_run_in_process(tmp_path):

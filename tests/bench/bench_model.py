@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench import kernel_bench, report, synthetic, workloads
 from bench.ceilings import measure_ceilings, others_busy_cpus
-from bench.contestants import PEERS, Contestant, Failed, Job, known_contestants
+from bench.contestants import NAMES, PEERS, Contestant, Failed, Job, known_contestants
 from bench.growth import measure_growth
 from bench.inprocess import serving_layout
 from bench.limits import WEIGHT_BYTES, kv_place_bytes, parameters
@@ -42,7 +42,7 @@ from bench.llama_file import gguf_path, make_gguf
 from bench.pipeline_tax import Recording
 from bench.results import Results, Round
 from bench.routing import count_touched
-
+from tramontane.client import TramontaneError
 from tramontane.stages.config import ModelConfig
 
 EMBEDDED = Path(__file__).parent.parent.parent / "deploy" / "embedded"
@@ -92,9 +92,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     options.model = options.model or options.size
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.number = options.quantize or options.dtype
-    options.peers = dict(peer.split("=", 1) for peer in options.peer)
-    if unknown := set(options.peers) - set(PEERS):
-        parser.error(f"--peer {', '.join(unknown)}; known: {', '.join(PEERS)}")
+    options.peers = {name: python for name, _, python in (peer.partition("=") for peer in options.peer)}
+    options.workloads = options.workloads.split(",")
+    options.only = [name for name in options.only.split(",") if name]
+    for option, given, known in (
+        ("peer", options.peers, PEERS),
+        ("workloads", options.workloads, "ABCD"),
+        ("only", options.only, NAMES),
+    ):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"--{option} {', '.join(unknown)}; known: {', '.join(known)}")
     return options
 
 
@@ -111,7 +118,7 @@ def measure_workloads(options: argparse.Namespace, model: Path) -> tuple[Results
         threads=options.threads,
         context=config.context,
         warm_up=workloads.make_warm_up(config.vocab),
-        workloads=tuple(chosen[name] for name in options.workloads.split(",")),
+        workloads=tuple(chosen[name] for name in options.workloads),
     )
     contestants = choose_contestants(options)
     decoding = tuple(each for each in job.workloads if each.new_tokens > 1)
@@ -133,7 +140,7 @@ def measure_workloads(options: argparse.Namespace, model: Path) -> tuple[Results
 
 def choose_contestants(options: argparse.Namespace) -> list[Contestant]:
     """Those that are here and wanted; says of each peer that is not."""
-    wanted = set(filter(None, options.only.split(",")))
+    wanted = options.only
     for name in PEERS:
         if name not in options.peers and (not wanted or name in wanted):
             print(f"{PEERS[name]} is skipped: no --peer {name}=PYTHON (tests/bench/peers/run_{name}.py)")
@@ -152,9 +159,10 @@ def measure_round(
     for contestant in list(contestants):
         try:
             turns[contestant.name] = contestant.take_turn(job)
-        except (Failed, AssertionError, OSError) as error:
+        except (Failed, AssertionError, TramontaneError) as error:
             print(f"{contestant.title} failed and is skipped: {error}", flush=True)
             contestants.remove(contestant)
+            continue
         if contestant.name == "grpc2" and recording is not None:
             replay = recording.replay()
     after = ceilings()

@@ -81,16 +81,13 @@ def run_program(python: str | Path, script: Path, job: Job) -> Turn:
     """One turn of a program.
 
     Raises:
-        Failed: it ended with an error, or its last line is no result.
+        Failed: it did not start, took too long, ended with an error or said nothing.
     """
-    done = subprocess.run(
-        [str(python), str(script)],
-        input=json.dumps(job.as_json()),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TURN_TIMEOUT_S,
-    )
+    words, text = [str(python), str(script)], json.dumps(job.as_json())
+    try:
+        done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, timeout=TURN_TIMEOUT_S)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise Failed(str(error)) from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise Failed("\n".join(done.stderr.strip().splitlines()[-5:]) or f"exit status {done.returncode}")
@@ -121,3 +118,5 @@ def known_contestants(peers: Mapping[str, str]) -> list[Contestant]:
 
 PEERS = {"llama": "llama.cpp", "vllm": "vLLM"}
 """Those that live in environments of their own; `peers/run_NAME.py` says how to install each."""
+
+NAMES = ("ours", "grpc1", "grpc2", "hf", *PEERS)

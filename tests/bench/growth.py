@@ -3,7 +3,7 @@
 Under a window a decode step sees at most W keys, and the rolling buffer holds at most W and a chunk. So both columns
 rise until the sequence is as long as the window, and then stay: at 32 windows, full attention would hold and read 32
 times as much (the last column). One sequence, one stage, in process: known tokens are fed in chunks up to each length,
-and its last `STEPS` one at a time, which are timed.
+and its last 32 one at a time, which are timed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from driving import Drive, Driven, greedy_rows, make_layout
+
 from bench.children import in_child
 from bench.inprocess import CHUNK, load_stage
 from bench.limits import Ceilings, decode_cost, kv_place_bytes
-from driving import Drive, Driven, greedy_rows, make_layout
-
 from tramontane.stages.config import ModelConfig
 
 BLOCK = 32
-STEPS = 16
+STEPS = 32
 WINDOWS = (1, 2, 4, 8, 16, 32)
 
 

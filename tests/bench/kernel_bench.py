@@ -9,7 +9,7 @@ sampling    from float32 logits; greedy, and with top-k 50 and top-p 0.9
 One row is bound by reading; from where the two ceilings cross (some ten rows on a CPU without bfloat16 instructions,
 some fifty with) arithmetic counts. A call is made for all layers in turn, so that weights come from memory and not from
 a cache, and the time is the median of a layer's. Keys and values are written before they are read: memory that nobody
-has touched is one page of zeros, and quick.
+has touched is one page of zeros, and quick. The tiny models lie in the cache: their shares may be above 100 %.
 """
 
 from __future__ import annotations
