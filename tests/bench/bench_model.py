@@ -18,13 +18,15 @@ kernel beside the ceilings (`kernel_bench.py`), and with `--growth` cost over le
     python tests/bench/bench_model.py --peer llama=PYTHON --llama-source LLAMA_CPP --peer vllm=PYTHON
     python tests/bench/bench_model.py --growth
 
-How to install a peer stands at the head of its driver in `peers/`. Tables for people, then one JSON line.
+How to install a peer stands at the head of its driver in `peers/`. Tables for people, then one JSON line; on the
+error stream, whose turn it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -157,6 +159,7 @@ def measure_round(
 
     others, before, turns, replay = others_busy_cpus(), ceilings(), {}, None
     for contestant in list(contestants):
+        print(f"{time.strftime('%T')} {contestant.title}", file=sys.stderr, flush=True)
         try:
             turns[contestant.name] = contestant.take_turn(job)
         except (Failed, AssertionError, TramontaneError) as error:

@@ -9,16 +9,17 @@ size (PSS) of the stages' processes after the last workload, less that of an idl
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.contestants import Job, Turn
-from bench.workloads import Workload
 from service import Service
 
+from bench.contestants import Job, Turn
+from bench.workloads import Workload
 from tramontane.client import AsyncClient, Stats
 
 
@@ -99,6 +100,8 @@ def take_turn(job: Job, stages: int) -> Turn:
     options = ["--stages", str(stages), "--threads", str(threads), "--dtype", job.dtype]
     if job.quantize:
         options += ["--quantize", job.quantize]
+    # Ray starts workers at niceness 15. On a machine that others use, too, that alone would cost half of a figure.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     service = Service(str(job.model), *options)
     try:
         runs, stats = asyncio.run(run_all(service.target, job))
