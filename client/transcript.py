@@ -77,12 +77,16 @@ class Transcript:
         timings = self._end("timings").timings
         return Timings(queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms, decode_ms=timings.decode_ms)
 
-    def feed(self, event: serving_pb2.GenerateEvent) -> Delta | None:
+    def feed(self, event: serving_pb2.GenerateEvent | None) -> Delta | None:
         """Take the next event; None where it brings neither ids nor text.
+
+        grpc.aio gives None for a message that it cannot decode.
 
         Raises:
             ProtocolError: the event does not follow from the request and the events before it.
         """
+        if event is None:
+            raise self._broken("a message could not be decoded")
         if self._finished is not None:
             raise self._broken("an event came after the last one")
         if event.HasField("started"):

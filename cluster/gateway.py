@@ -74,6 +74,7 @@ class Gateway:
         guards: list[Any] = [RequestGuard(self._request_limit_bytes)]
         if entrance.token_file is not None:
             guards.insert(0, TokenGuard(Tokens(entrance.token_file)))
+            self._health.be_discreet()
         options = server_options(self._request_limit_bytes, entrance.max_connection_age_s)
         server = grpc.aio.server(interceptors=guards, options=options)
         pb_grpc.add_ServingServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]

@@ -24,8 +24,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the base 
 
     def __init__(self, read: Callable[[], Mapping[str, bool]]) -> None:
         self._read = read
+        self._discreet = False
         self._news = asyncio.Event()
         self._closed = False
+
+    def be_discreet(self) -> None:
+        """Health needs no token. Where other calls do, keep models' names from those who do not know them."""
+        self._discreet = True
 
     def close(self) -> None:
         """Let those who watch go, after a last answer."""
@@ -43,15 +48,15 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the base 
         """One answer; NOT_FOUND for a service that is not known."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            known = ", ".join(repr(service) for service in self._read())
+            known = ", ".join(map(repr, self._told()))
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service is not known; known are {known}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def List(  # noqa: N802
         self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
-        """All services."""
-        statuses = {service: health_pb2.HealthCheckResponse(status=self._status(service)) for service in self._read()}
+        """All services that may be told."""
+        statuses = {service: health_pb2.HealthCheckResponse(status=self._status(service)) for service in self._told()}
         return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(  # noqa: N802
@@ -74,6 +79,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the base 
                 return
             else:
                 await news.wait()
+
+    def _told(self) -> list[str]:
+        return [service for service in self._read() if not (self._discreet and "/" in service)]
 
     def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         serving = self._read().get(service)

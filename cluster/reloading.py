@@ -14,11 +14,16 @@ T = TypeVar("T")
 Stamp: TypeAlias = tuple[tuple[int, ...], ...]
 
 
+class Unreadable(ValueError):  # noqa: N818  (what it is)
+    """A file that cannot be opened or read at the moment."""
+
+
 class Reloading(Generic[T]):
     """`value()` looks at the files each time, which costs a `stat` of each, a few microseconds.
 
-    Files that cannot be read, are wrong, or change while they are read leave the value as it was; a log line says so,
-    once for each change. Any thread may ask.
+    Files that are wrong, or change while they are read, leave the value as it was until they change again; ones that
+    cannot be read (too many open files, say) are tried again at each call. A log line says so, once for each change.
+    Any thread may ask.
 
     Raises:
         ValueError: what `read` says of the files as they are at first.
@@ -29,27 +34,31 @@ class Reloading(Generic[T]):
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._stamp = _stamp(paths)
+        self._stamp = self._complained = _stamp(paths)
         self._value = read()
 
     def value(self) -> T:
         """What the files say, or last said when they were right."""
         with self._lock:
             stamp = _stamp(self._paths)
-            if stamp != self._stamp:
+            if stamp != self._stamp and self._reload(stamp):
                 self._stamp = stamp
-                self._reload()
             return self._value
 
-    def _reload(self) -> None:
+    def _reload(self, stamp: Stamp) -> bool:
+        """Take up what the files say now. False where they have to be looked at again."""
         try:
             value = self._read()
         except ValueError as error:
-            log.error("%s stay as they were: %s", self._what, error)
-            return
-        if _stamp(self._paths) == self._stamp:  # else the next call sees another stamp, and reads again
-            self._value = value
-            log.info("%s were read again", self._what)
+            if stamp != self._complained:
+                log.error("%s stay as they were: %s", self._what, error)
+                self._complained = stamp
+            return not isinstance(error, Unreadable)
+        if _stamp(self._paths) != stamp:
+            return False  # it may be half of the old and half of the new
+        self._value = value
+        log.info("%s were read again", self._what)
+        return True
 
 
 def _stamp(paths: Sequence[str]) -> Stamp:
@@ -69,13 +78,14 @@ def read_bytes(option: str, path: str, limit: int) -> bytes:
     """A small file that an option names.
 
     Raises:
-        ValueError: it cannot be read, or is longer than `limit`; names option and value.
+        Unreadable: it cannot be read; names option and value, as the next.
+        ValueError: it is longer than `limit`.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise ValueError(f"{option} is {path}, which cannot be read: {error.strerror}") from None
+        raise Unreadable(f"{option} is {path}, which cannot be read: {error.strerror}") from None
     if len(content) > limit:
         raise ValueError(f"{option} is {path}, which is longer than {limit} bytes")
     return content

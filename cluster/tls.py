@@ -57,6 +57,9 @@ def read_identity(cert: str, key: str | None, client_ca: str | None) -> grpc.Ser
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ValueError(f"--tls-key is {key}, which is not the key of --tls-cert, {cert}") from None
+        if error.reason and "KEY" in error.reason:  # EE_KEY_TOO_SMALL and its like
+            reason = error.reason.lower().replace("_", " ")
+            raise ValueError(f"--tls-key is {key}, with --tls-cert {cert}, which TLS cannot use: {reason}") from None
         raise ValueError(f"--tls-key is {key}, which holds no private key in PEM without a password") from None
     return grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
 

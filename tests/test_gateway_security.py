@@ -217,6 +217,15 @@ async def test_health_is_open(guarded):
             assert await client.health() is HealthStatus.NOT_SERVING
 
 
+async def test_health_names_no_model_to_strangers(guarded):
+    async with serving(entrance=guarded) as (_, target), grpc.aio.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        listed = await stub.List(health_pb2.HealthListRequest())
+        assert set(listed.statuses) == {"", "tramontane.v1.Serving"}
+        error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="other")))
+        assert "tiny" not in error.details()
+
+
 async def test_no_token_is_ever_logged(guarded, caplog):
     caplog.set_level(logging.DEBUG)
     async with serving(entrance=guarded) as (_, target), stub_of(target) as stub:
