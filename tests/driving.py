@@ -31,11 +31,18 @@ torch.set_num_threads(1)
 
 
 def load_stages(
-    folder: Path, config: ModelConfig, split: Sequence[int] = (), *, dtype: str = "float32", kernels: str | None = None
+    folder: Path,
+    config: ModelConfig,
+    split: Sequence[int] = (),
+    *,
+    dtype: str = "float32",
+    kernels: str | None = None,
+    quantize: str | None = None,
 ) -> list[Stage]:
     """The model as stages of so many layers each; by default as one."""
     spans = split_as(config, split or [config.layers])
-    return [Stage.load(config, folder, span, dtype=dtype, device="cpu", kernels=kernels) for span in spans]
+    options = {"dtype": dtype, "device": "cpu", "kernels": kernels, "quantize": quantize}
+    return [Stage.load(config, folder, span, **options) for span in spans]
 
 
 def make_layout(config: ModelConfig, *, chunk: int, block: int, sequences: int = 1) -> KVLayout:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
+from kernel_sets import KERNELS, NATIVE
 from models import random_tensors, save_tensors
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.kernels import choose_kernels, products
-from tramontane.stages.kernels.cpu import CpuKernels
 from tramontane.stages.kernels.cuda import CudaKernels
 from tramontane.stages.kernels.pairs import Pairs
 from tramontane.stages.kernels.places import Places
@@ -131,7 +131,7 @@ def plain_varlen(
 def kernel_set(name, config, dtype):
     if name == "cuda":
         return CudaKernels(config, dtype, "cpu", attend=plain_varlen)
-    return CpuKernels(config, dtype)
+    return choose_kernels(config, dtype=dtype, device="cpu", name=name)
 
 
 @pytest.fixture(params=SHAPES)
@@ -140,7 +140,7 @@ def config(request):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", [NATIVE, "cpu", "cuda"])
 def test_attention_agrees_with_the_reference(config, name, dtype):
     layer, rows = random_layer(config, dtype), torch.randn(12, config.dim).to(TORCH_DTYPES[dtype])
     found = attention(kernel_set(name, config, dtype), layer, rows, config)
@@ -151,10 +151,11 @@ def test_attention_agrees_with_the_reference(config, name, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 2, 37])
-def test_experts_agree_with_the_reference(config, tokens, dtype):
+@pytest.mark.parametrize("name", [NATIVE, "cpu"])
+def test_experts_agree_with_the_reference(config, name, tokens, dtype):
     layer, rows = random_layer(config, dtype), torch.randn(tokens, config.dim).to(TORCH_DTYPES[dtype])
     after = []
-    for kernels in (CpuKernels(config, dtype), ReferenceKernels(config, dtype, "cpu")):
+    for kernels in (kernel_set(name, config, dtype), ReferenceKernels(config, dtype, "cpu")):
         with torch.inference_mode():
             after.append(kernels.leave(kernels.experts(kernels.pack_layer(layer), kernels.enter(rows.clone()))))
     difference = (after[0] - after[1]).float().abs()
@@ -163,7 +164,7 @@ def test_experts_agree_with_the_reference(config, tokens, dtype):
     assert dtype == "bfloat16" or difference.max() < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_equal_gates_go_to_the_lower_experts(name):
     """Experts 1 to 3 have the same gate; which of them works shows in what they compute."""
     config = replace(EXAMPLE, experts=4, experts_per_token=2)
@@ -240,9 +241,9 @@ def test_without_packed_operators_products_are_plain(monkeypatch, tmp_path):
     folder = save_tensors(tmp_path, random_tensors(EXAMPLE))
     tokens = list(range(3, 33))
     layout = make_layout(EXAMPLE, chunk=8, block=4)
-    packed = load_stages(folder, EXAMPLE)
+    packed = load_stages(folder, EXAMPLE, kernels="cpu")
     monkeypatch.setattr(products, "PACKED", None)
-    plain = load_stages(folder, EXAMPLE)
+    plain = load_stages(folder, EXAMPLE, kernels="cpu")
     assert "cpu-plain-float32" in plain[0].numerics
     torch.testing.assert_close(
         Drive(plain, layout).whole(tokens), Drive(packed, layout).whole(tokens), rtol=0, atol=1e-4
@@ -250,7 +251,7 @@ def test_without_packed_operators_products_are_plain(monkeypatch, tmp_path):
 
 
 def test_the_kernel_set_is_chosen_by_device_or_name():
-    assert choose_kernels(EXAMPLE, dtype="float32", device="cpu").name.startswith("cpu-")
+    assert choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="cpu").name.startswith("cpu-")
     assert choose_kernels(EXAMPLE, dtype="bfloat16", device="cpu", name="reference").name == "reference-bfloat16"
     with pytest.raises(ValueError, match="kernels is 'fast'; supported: native, cpu, cuda, reference"):
         choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="fast")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
+from kernel_sets import KERNELS, NATIVE
 from models import cached_checkpoint, load_tensors, random_tensors, save_tensors
 from reference_model import forward, greedy
 
 from tramontane.stages.config import EXAMPLE, ModelConfig
 
-KERNELS = ["cpu", "reference"]
 PROMPT = torch.randint(3, 64, (90,), generator=torch.Generator().manual_seed(5)).tolist()
 # Windows: none; shorter than a block, no multiple of chunk or block; equal; different per layer, none among them.
 MODELS = {
@@ -75,16 +75,19 @@ def test_any_chunk_and_block_equal_the_whole(models, kernels, chunk, block):
     close(model.drive(kernels=kernels, chunk=chunk, block=block).whole(PROMPT), model.expected(PROMPT))
 
 
-def test_token_by_token_equals_one_pass(model):
-    close(model.drive(chunk=len(PROMPT)).whole(PROMPT, chunk=1), model.drive(chunk=len(PROMPT)).whole(PROMPT))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_token_by_token_equals_one_pass(model, kernels):
+    drive = model.drive(kernels=kernels, chunk=len(PROMPT))
+    close(drive.whole(PROMPT, chunk=1), drive.whole(PROMPT))
 
 
+@pytest.mark.parametrize("kernels", [NATIVE, "cpu"])
 @pytest.mark.parametrize("window", range(1, 8))
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
-def test_small_rings(tmp_path, window, block):
+def test_small_rings(tmp_path, kernels, window, block):
     config = replace(EXAMPLE, windows=(window,) * 2, experts=0, context=48)
     tensors = random_tensors(config)
-    stages = load_stages(save_tensors(tmp_path, tensors), config)
+    stages = load_stages(save_tensors(tmp_path, tensors), config, kernels=kernels)
     expected = forward(tensors, config, PROMPT[:40])
     for epoch, chunk in enumerate(range(1, 8), start=1):
         drive = Drive(stages, make_layout(config, chunk=chunk, block=block), epoch=epoch, poison=True)
@@ -100,12 +103,14 @@ def test_packed_equals_alone(model, kernels):
         close(logits, model.expected(prompt))
 
 
-def test_decode_of_long_and_short_sequences_together(tmp_path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_decode_of_long_and_short_sequences_together(tmp_path, kernels):
     """Full attention over more places than one decode job has, beside a sequence of a few tokens."""
     config = replace(EXAMPLE, windows=(None, 300), experts=0, context=700)
     tensors = random_tensors(config)
     folder = save_tensors(tmp_path, tensors)
-    drive = Drive(load_stages(folder, config), make_layout(config, chunk=256, block=16, sequences=3), poison=True)
+    stages = load_stages(folder, config, kernels=kernels)
+    drive = Drive(stages, make_layout(config, chunk=256, block=16, sequences=3), poison=True)
     prompts = [(PROMPT * 8)[:600], PROMPT[:4], (PROMPT[::-1] * 4)[:258]]
     sequences = [drive.sequence(prompt) for prompt in prompts]
     for sequence in sequences:
@@ -118,15 +123,20 @@ def test_decode_of_long_and_short_sequences_together(tmp_path):
 
 @pytest.mark.parametrize("split", [[4, 4], [3, 1, 2, 2], [1] * 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_stages_give_the_bits_of_one(models, split, dtype):
-    model = models["deep"]
-    assert torch.equal(model.drive(split=split, dtype=dtype).whole(PROMPT), model.drive(dtype=dtype).whole(PROMPT))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_many_stages_give_the_bits_of_one(models, kernels, split, dtype):
+    def whole(split):
+        return models["deep"].drive(split=split, dtype=dtype, kernels=kernels).whole(PROMPT)
+
+    assert torch.equal(whole(split), whole([8]))
 
 
-def test_stages_of_different_windows(models):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_stages_of_different_windows(models, kernels):
     """Stages that have no layer of some window class."""
     model = models["mixed"]
-    assert torch.equal(model.drive(split=[1, 1, 2]).whole(PROMPT), model.drive().whole(PROMPT))
+    one, many = model.drive(kernels=kernels), model.drive(kernels=kernels, split=[1, 1, 2])
+    assert torch.equal(many.whole(PROMPT), one.whole(PROMPT))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -143,20 +153,23 @@ def test_bfloat16_is_close_to_float32(model, kernels):
     assert difference.median() < 0.03 * expected.std()
 
 
-def test_bfloat16_packed_equals_alone(models):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_bfloat16_packed_equals_alone(models, kernels):
     """Both roads round at the same places; what is left is the order of sums before a rounding."""
     model = models["dense"]
-    drive, alone = model.drive(dtype="bfloat16"), model.drive(dtype="bfloat16").whole(PROMPT[:24])
+    drive = model.drive(dtype="bfloat16", kernels=kernels)
+    alone = drive.whole(PROMPT[:24])
     first, second = drive.sequence(PROMPT[:24]), drive.sequence(PROMPT[40:64])
     packed = torch.cat([drive.logits((second, 8), (first, 8))[1] for _ in range(3)])
     assert (packed - alone).abs().median() < 0.01
 
 
-def test_freed_and_foreign_blocks_change_no_bit(models):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_freed_and_foreign_blocks_change_no_bit(models, kernels):
     """Every block that nobody holds, and every one newly taken, is full of NaN before each microbatch."""
 
     def logits(poison):
-        drive = models["mixed"].drive(poison=poison, sequences=2)
+        drive = models["mixed"].drive(kernels=kernels, poison=poison, sequences=2)
         first = drive.whole(PROMPT[:50])
         return torch.cat([first, drive.whole(PROMPT[30:]), drive.whole(PROMPT, chunk=1)])
 
@@ -165,9 +178,10 @@ def test_freed_and_foreign_blocks_change_no_bit(models):
     assert torch.equal(logits(poison=True), clean)
 
 
-def test_the_poison_is_real(models):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_poison_is_real(models, kernels):
     """NaN in a place that is read does come through; so what the tests above do not see was not read."""
-    drive = models["full"].drive()
+    drive = models["full"].drive(kernels=kernels)
     sequence = drive.sequence(PROMPT)
     drive.logits((sequence, 5))
     held = np.array(sequence.rings[0][:1], np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
+from kernel_sets import KERNELS
 from models import load_tensors
 from reference_model import forward, greedy
 
@@ -16,7 +17,6 @@ from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.deploy.demo import VERSE
 from tramontane.stages.config import ModelConfig
 
-KERNELS = ["cpu", "reference"]
 LENGTH = 200
 
 
@@ -57,8 +57,9 @@ def test_chunked_equals_whole(model, kernels, chunk, block):
     close(model.drive(kernels=kernels, chunk=chunk, block=block).whole(model.prompt), model.expected)
 
 
-def test_token_by_token_equals_one_pass(model):
-    drive = model.drive(chunk=LENGTH)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_token_by_token_equals_one_pass(model, kernels):
+    drive = model.drive(kernels=kernels, chunk=LENGTH)
     one_pass = drive.whole(model.prompt)
     close(drive.whole(model.prompt, chunk=1), one_pass)
 
@@ -73,11 +74,13 @@ def test_packed_equals_alone(model, kernels):
 
 
 @pytest.mark.parametrize("split", [[4, 4], [2, 2, 2, 2], [1] * 8], ids=lambda split: f"{len(split)} stages")
-def test_many_stages_give_the_bits_of_one(model, split):
-    assert torch.equal(model.drive(split=split).whole(model.prompt), model.drive().whole(model.prompt))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_many_stages_give_the_bits_of_one(model, kernels, split):
+    one, many = model.drive(kernels=kernels), model.drive(kernels=kernels, split=split)
+    assert torch.equal(many.whole(model.prompt), one.whole(model.prompt))
 
 
-def test_greedy_ids(model):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_greedy_ids(model, kernels):
     prompt = model.prompt[:150]
-    expected = greedy(model.tensors, model.config, prompt, 8)
-    assert [model.drive(kernels=kernels).greedy(prompt, 8) for kernels in KERNELS] == [expected] * 2
+    assert model.drive(kernels=kernels).greedy(prompt, 8) == greedy(model.tensors, model.config, prompt, 8)

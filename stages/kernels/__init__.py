@@ -144,7 +144,7 @@ def choose_kernels(
         from tramontane.stages.kernels.cuda import CudaKernels
 
         return CudaKernels(config, dtype, device)
-    if name == "native" or quantize:
+    if name != "cpu":
         from tramontane.stages.kernels.native import NativeKernels, NativeUnavailable
 
         try:

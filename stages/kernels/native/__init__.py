@@ -235,7 +235,7 @@ class NativeKernels:
 def _block(block: Block) -> interface.Block:
     storage = block.storage
     cache = storage.data_ptr() + block.place * storage.stride(0) * storage.itemsize
-    return interface.Block(ctypes.pointer(block.layer.struct), ctypes.pointer(block.plan.struct), cache)
+    return interface.Block(ctypes.addressof(block.layer.struct), ctypes.addressof(block.plan.struct), cache)
 
 
 def _threads() -> int:

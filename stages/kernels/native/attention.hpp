@@ -209,7 +209,7 @@ private:
     void score_tile(const Queries& queries, const Workspace& space, int32_t tile, int32_t low, int32_t high) const {
         by_block(queries.piece, low, high, [&](int32_t from, int32_t to, int32_t block, int32_t place) {
             const Value* keys = layout_.keys(cache_, block, queries.kv_head) + place;
-            by_queries(queries.count(), [&](int query, auto rows) {
+            by_tiles(queries.count(), [&](int query, auto rows) {
                 constexpr int N = decltype(rows)::value;
                 const float* pointers[N];
                 for (int row = 0; row < N; ++row) pointers[row] = space.query[query + row];
@@ -224,26 +224,24 @@ private:
         });
     }
 
-    /// Turn a query's scores of a tile into weights e^(score - most), zero where it does not see.
+    /// Turn a query's scores of a tile into weights e^(score - most); what it does not see is too small for the sum, and
+    /// left out by `weigh_tile`.
     void soften(const Workspace& space, int query, int32_t tile) const {
         const int32_t low = space.first_visible[query] - tile, high = space.last[query] + 1 - tile;
         if (low >= TILE || high <= 0) return;
         float* scores = space.scores + query * Workspace::STRIDE;
         const Floats hidden = all(-std::numeric_limits<float>::infinity());
-        const auto seen = [&](int place) {
-            const Ints number = lane_numbers() + place;
-            return (number >= low) & (number < high);
-        };
         Floats most = hidden;
         for (int place = 0; place < TILE; place += WIDTH) {
-            const Floats scaled = seen(place) ? load(scores + place) * scale_ : hidden;
+            const Ints number = lane_numbers() + place;
+            const Floats scaled = (number >= low) & (number < high) ? load(scores + place) * scale_ : hidden;
             store(scores + place, scaled);
             most = larger(most, scaled);
         }
         const float before = space.most[query], now = std::max(before, largest_lane(most));
         Floats sum{};
         for (int place = 0; place < TILE; place += WIDTH) {
-            const Floats weight = seen(place) ? exponential(load(scores + place) - now) : Floats{};
+            const Floats weight = exponential(load(scores + place) - now);
             store(scores + place, weight);
             sum += weight;
         }
@@ -259,7 +257,7 @@ private:
     }
 
     void weigh_tile(const Queries& queries, const Workspace& space, int32_t tile, int32_t low, int32_t high) const {
-        by_queries(queries.count(), [&](int query, auto rows) {
+        by_tiles(queries.count(), [&](int query, auto rows) {
             constexpr int N = decltype(rows)::value;
             // What all N see, and what only some of them see before and after it.
             int32_t begin = low, end = high;
@@ -296,13 +294,6 @@ private:
                                                    layout_.padded_dim, 0, to - from);
             });
         });
-    }
-
-    template <class Body>
-    static void by_queries(int count, Body&& body) {
-        int query = 0;
-        for (; query + ROWS <= count; query += ROWS) body(query, std::integral_constant<int, ROWS>());
-        for (; query < count; ++query) body(query, std::integral_constant<int, 1>());
     }
 
     const Shape& shape_;

@@ -73,7 +73,7 @@ def library() -> ctypes.CDLL:
             _compile_once(compiler, variant, file)
         return ctypes.CDLL(str(file))
     except OSError as error:
-        raise NativeUnavailable(f"{file} cannot be made or loaded: {error}") from None
+        raise NativeUnavailable(f"the library cannot be kept or loaded: {error}") from None
 
 
 def choose_variant(flags: frozenset[str]) -> Variant:
@@ -164,5 +164,6 @@ def _compile(compiler: list[str], variant: Variant, file: Path) -> None:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise NativeUnavailable(f"{compiler[0]} failed: {errors[0] if errors else f'status {done.returncode}'}")
+        ctypes.CDLL(str(made))  # what cannot be loaded is not kept
         os.replace(made, file)
     log.info("native kernels (%s) compiled in %.0f s: %s", variant.name, time.monotonic() - begin, file)

@@ -55,7 +55,7 @@ class Plan(Structure):
 class Block(Structure):
     """One block of one layer."""
 
-    _fields_: ClassVar = [("layer", POINTER(Layer)), ("plan", POINTER(Plan)), ("cache", c_void_p)]
+    _fields_: ClassVar = [("layer", c_void_p), ("plan", c_void_p), ("cache", c_void_p)]
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -73,23 +73,16 @@ struct Panel {
     }
 };
 
-/// The sums of N rows, from `begin` on in `rows`, over the words begin_word .. end_word.
-template <class Weights, int N>
-void tile_of_rows(typename Weights::Sums (*sums)[VECTORS], const Panel<Weights>& panel,
-                  const Operands<Weights>& operands, const Rows& rows, int begin, int64_t begin_word, int64_t end_word) {
-    const typename Weights::Operand* pointers[N];
-    for (int row = 0; row < N; ++row) pointers[row] = operands.values + rows[begin + row] * operands.stride;
-    tile<Weights, N>(reinterpret_cast<typename Weights::Sums(&)[N][VECTORS]>(*sums), panel.words, pointers, begin_word,
-                     end_word);
-}
-
-template <class Weights, int N = ROWS>
-void tile_of_up_to(int count, typename Weights::Sums (*sums)[VECTORS], const Panel<Weights>& panel,
-                   const Operands<Weights>& operands, const Rows& rows, int begin, int64_t begin_word,
-                   int64_t end_word) {
-    if constexpr (N > 1)
-        if (count < N) return tile_of_up_to<Weights, N - 1>(count, sums, panel, operands, rows, begin, begin_word, end_word);
-    tile_of_rows<Weights, N>(sums, panel, operands, rows, begin, begin_word, end_word);
+/// Add the products of a panel's next `count` words with the rows' inputs from `input` on to all rows' sums.
+template <class Weights>
+void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, const auto& operands, const Rows& rows,
+               int64_t input, int64_t count) {
+    by_tiles(rows.count, [&](int first, auto tile_rows) {
+        constexpr int N = decltype(tile_rows)::value;
+        const typename Weights::Operand* inputs[N];
+        for (int row = 0; row < N; ++row) inputs[row] = operands.values + rows[first + row] * operands.stride + input;
+        tile<Weights, N>(sums + first, words, inputs, count);
+    });
 }
 
 /// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
@@ -101,12 +94,21 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
     std::memset(sums, 0, rows.count * sizeof sums[0]);
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
-    // A few rows read the panel once and in one go.
-    const int64_t depth = rows.count <= ROWS ? words : DEPTH;
-    for (int64_t word = 0; word < words; word += depth)
-        for (int row = 0; row < rows.count; row += ROWS)
-            tile_of_up_to<Weights>(rows.count - row, sums + row, panel, operands, rows, row, word,
-                                   std::min(words, word + depth));
+    constexpr bool CAN_WIDEN = Weights::KIND == WEIGHTS_BFLOAT16 && sizeof(typename Weights::Operand) == sizeof(float);
+    if (rows.count <= ROWS) {
+        add_words<Weights>(sums, panel.words, operands, rows, 0, words);  // reads the panel once and in one go
+    } else if (!CAN_WIDEN || rows.count <= 8 * ROWS) {
+        for (int64_t word = 0; word < words; word += DEPTH)
+            add_words<Weights>(sums, panel.words + word * COLUMNS, operands, rows, word * Weights::PER_WORD,
+                               std::min<int64_t>(words - word, DEPTH));
+    } else if constexpr (CAN_WIDEN) {
+        alignas(64) uint32_t wide[DEPTH * COLUMNS];
+        for (int64_t word = 0; word < words; word += DEPTH / 2) {
+            const int64_t count = std::min<int64_t>(words - word, DEPTH / 2);
+            Weights::widen(wide, panel.words + word * COLUMNS, count);
+            add_words<Float32>(sums, wide, operands, rows, word * 2, count * 2);
+        }
+    }
     for (int row = 0; row < rows.count; ++row) {
         const float row_scale = Weights::KIND == WEIGHTS_INT8 ? operands.scales[rows[row]] : 1.0f;
         Floats values[VECTORS];

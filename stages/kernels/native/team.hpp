@@ -30,6 +30,18 @@ namespace tramontane {
 /// Spins before a waiting thread begins to yield, and before a helper without work goes to sleep: some 20 us.
 constexpr int SPINS = 1000;
 
+/// Bind a helper to a core of its own, if the caller has just as many cores as threads: schedulers have been seen to run
+/// two that wait for each other on one core. With cores to spare, shared with who knows whom, the scheduler knows better.
+inline void pin(std::thread& helper, int member, int threads) {
+    cpu_set_t mine, its;
+    if (sched_getaffinity(0, sizeof mine, &mine) || CPU_COUNT(&mine) != threads) return;
+    int core = -1;
+    for (int passed = -1; passed < member; passed += CPU_ISSET(core, &mine) ? 1 : 0) ++core;
+    CPU_ZERO(&its);
+    CPU_SET(core, &its);
+    pthread_setaffinity_np(helper.native_handle(), sizeof its, &its);
+}
+
 class Team {
 public:
     Team(int threads, int member, std::atomic<int>& next, std::atomic<int>& arrived, std::atomic<int>& round)
@@ -120,8 +132,11 @@ public:
     /// Run `work` on so many threads, the caller's among them, and wait for all.
     template <class Work>
     void run(int threads, Work&& work) {
-        while (int(helpers_.size()) < threads - 1)
-            helpers_.emplace_back([this, member = int(helpers_.size()) + 1, call = call_.load()] { help(member, call); });
+        while (int(helpers_.size()) < threads - 1) {
+            const int member = int(helpers_.size()) + 1;
+            helpers_.emplace_back([this, member, call = call_.load()] { help(member, call); });
+            tramontane::pin(helpers_.back(), member, threads);
+        }
         next_ = 0;
         work_ = [&work](tramontane::Team& team) { work(team); };
         threads_ = threads;

@@ -15,6 +15,8 @@
 // in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on how many there are.
 #pragma once
 
+#include <type_traits>
+
 #include "interface.h"
 #include "vectors.hpp"
 
@@ -29,6 +31,29 @@ constexpr int ROWS = 6;
 #else
 constexpr int ROWS = 3;
 #endif
+
+/// Rows of the next tile when so many are left: as even as can be, since a tile of one row waits for its own sums.
+inline int tile_rows(int left) {
+    const int tiles = (left + ROWS - 1) / ROWS;
+    return (left + tiles - 1) / tiles;
+}
+
+/// Call body(std::integral_constant<int, value>) for a value of 1 .. MOST.
+template <int MOST, class Body>
+inline void with_constant(int value, Body&& body) {
+    if constexpr (MOST > 1)
+        if (value < MOST) return with_constant<MOST - 1>(value, body);
+    body(std::integral_constant<int, MOST>());
+}
+
+/// Call body(first row, N) for tiles that cover `count` rows; N is a constant.
+template <class Body>
+inline void by_tiles(int count, Body&& body) {
+    for (int row = 0, rows; row < count; row += rows) {
+        rows = tile_rows(count - row);
+        with_constant<ROWS>(rows, [&](auto constant) { body(row, constant); });
+    }
+}
 
 /// Words of a panel that are computed for all rows before the next: 16 or 32 KiB that stay in the first cache.
 constexpr int DEPTH = 128;
@@ -72,20 +97,30 @@ struct BFloat16 {
         }
     }
 #else
-    // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other.
+    // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other. For more than
+    // a few rows, a panel's words are widened once for all of them; the sums are the same.
     using Operand = float;
+
+    static void widen(uint32_t* to, const uint32_t* words, int64_t count) {
+        for (int64_t word = 0; word < count * COLUMNS; word += COLUMNS, to += 2 * COLUMNS)
+            for (int vector = 0; vector < COLUMNS; vector += WIDTH) {
+                const Words pairs = load_bits<Words>(words + word + vector);
+                store(reinterpret_cast<float*>(to + vector), first_of(pairs));
+                store(reinterpret_cast<float*>(to + COLUMNS + vector), second_of(pairs));
+            }
+    }
 
     template <int N>
     static void step(Sums (&sums)[N][VECTORS], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
         Floats inputs[N];
         for (int row = 0; row < N; ++row) inputs[row] = all(rows[row][2 * word]);
         for (int vector = 0; vector < VECTORS; ++vector) {
-            const Floats weights = same_bits<Floats>(load_bits<Words>(words + vector * WIDTH) << 16);
+            const Floats weights = first_of(load_bits<Words>(words + vector * WIDTH));
             for (int row = 0; row < N; ++row) sums[row][vector] = fma(inputs[row], weights, sums[row][vector]);
         }
         for (int row = 0; row < N; ++row) inputs[row] = all(rows[row][2 * word + 1]);
         for (int vector = 0; vector < VECTORS; ++vector) {
-            const Floats weights = same_bits<Floats>(load_bits<Words>(words + vector * WIDTH) & 0xffff0000u);
+            const Floats weights = second_of(load_bits<Words>(words + vector * WIDTH));
             for (int row = 0; row < N; ++row) sums[row][vector] = fma(inputs[row], weights, sums[row][vector]);
         }
     }
@@ -154,19 +189,19 @@ struct Int8 {
     }
 };
 
-/// Add the products of `words` words to the tile's sums.
+/// Add the products of `count` words to the sums of N rows.
 template <class Weights, int N>
-inline void tile(typename Weights::Sums (&sums)[N][VECTORS], const uint32_t* panel,
-                 const typename Weights::Operand* const (&rows)[N], int64_t begin, int64_t end) {
+inline void tile(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words,
+                 const typename Weights::Operand* const (&rows)[N], int64_t count) {
     // A local copy, so that the compiler keeps the sums in registers.
     typename Weights::Sums local[N][VECTORS];
-    std::memcpy(&local, &sums, sizeof local);
-    for (int64_t word = begin; word < end; ++word) {
-        __builtin_prefetch(panel + (word + 16) * COLUMNS);
-        __builtin_prefetch(panel + (word + 16) * COLUMNS + COLUMNS / 2);
-        Weights::step(local, panel + word * COLUMNS, rows, word);
+    std::memcpy(&local, sums, sizeof local);
+    for (int64_t word = 0; word < count; ++word, words += COLUMNS) {
+        __builtin_prefetch(words + 16 * COLUMNS);
+        __builtin_prefetch(words + 16 * COLUMNS + COLUMNS / 2);
+        Weights::step(local, words, rows, word);
     }
-    std::memcpy(&sums, &local, sizeof local);
+    std::memcpy(sums, &local, sizeof local);
 }
 
 }  // namespace tramontane

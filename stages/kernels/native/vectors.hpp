@@ -28,7 +28,14 @@ struct bfloat16 {
     uint16_t bits;
 };
 
-inline Floats all(float value) { return Floats{} + value; }
+/// The same value in every lane.
+inline Floats all(float value) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_set1_ps(value);
+#else
+    return (Floats)_mm256_set1_ps(value);
+#endif
+}
 
 template <class To, class From>
 inline To same_bits(From value) {
@@ -52,6 +59,17 @@ inline Floats load(const bfloat16* from) {
 }
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+/// The two bfloat16 of each word as float32: the first lies in its lower half.
+inline Floats first_of(Words words) { return same_bits<Floats>(words << 16); }
+inline Floats second_of(Words words) {
+#if defined(__AVX512F__)
+    return same_bits<Floats>(words & 0xffff0000u);
+#else
+    // Two shifts rather than a mask: the mask would take the register that a full tile lacks then.
+    return (Floats)_mm256_slli_epi32(_mm256_srli_epi32((__m256i)words, 16), 16);
+#endif
+}
 
 /// a * b + c, rounded once.
 inline Floats fma(Floats a, Floats b, Floats c) {

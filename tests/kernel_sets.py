@@ -1,0 +1,19 @@
+"""The kernel sets that this machine's CPU runs, for tests that hold for each of them."""
+
+import pytest
+
+from tramontane.stages.kernels.native.build import NativeUnavailable, library
+
+
+def _reason_against_native():
+    try:
+        library()
+    except NativeUnavailable as reason:
+        return str(reason)
+    return None
+
+
+_REASON = _reason_against_native()
+needs_native = pytest.mark.skipif(_REASON is not None, reason=f"no native kernels: {_REASON}")
+NATIVE = pytest.param("native", marks=needs_native)
+KERNELS = [NATIVE, "cpu", "reference"]

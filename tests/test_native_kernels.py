@@ -1,0 +1,286 @@
+"""The native kernels: a row's bits in any company, sizes that fit no panel, places that nobody wrote, int8, threads."""
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from driving import Drive, load_stages, make_layout
+from kernel_sets import needs_native
+from models import random_tensors, save_tensors
+from test_kernels import attention, microbatch, random_layer
+
+from tramontane.stages.config import EXAMPLE
+from tramontane.stages.kernels import choose_kernels, one_by_one
+from tramontane.stages.kernels.native import NativeKernels
+from tramontane.stages.kernels.reference import ReferenceKernels
+from tramontane.stages.weights import TORCH_DTYPES
+
+pytestmark = needs_native
+
+PROMPT = torch.randint(3, 64, (150,), generator=torch.Generator().manual_seed(5)).tolist()
+# More positions than a tile of attention has; windows that begin within one; more rows than a tile of a product.
+CONFIG = replace(EXAMPLE, windows=(5, None, 70, 5), experts=5, experts_per_token=3, context=200)
+NUMBERS = [("float32", None), ("bfloat16", None), ("float32", "int8"), ("bfloat16", "int8")]
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Model:
+    def __init__(self, folder, dtype, quantize):
+        self.folder, self.options = folder, {"dtype": dtype, "quantize": quantize, "kernels": "native"}
+        self.alone = self.drive(chunk=len(PROMPT)).whole(PROMPT)
+
+    def drive(self, *, split=(), chunk=64, block=16, **options):
+        stages = load_stages(self.folder, CONFIG, split, **self.options)
+        assert all(stage.row_invariant for stage in stages)
+        return Drive(stages, make_layout(CONFIG, chunk=chunk, block=block, sequences=4), **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tensors(tmp_path_factory.mktemp("model"), random_tensors(CONFIG))
+
+
+@pytest.fixture(scope="module", params=NUMBERS, ids=lambda numbers: "-".join(filter(None, numbers)))
+def model(folder, request):
+    """The logits of the prompt in one pass, alone, on one stage and one thread: what every other road must give."""
+    return Model(folder, *request.param)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64, 149])
+def test_no_bit_depends_on_the_cut_of_the_prompt(model, chunk):
+    """With chunks of one token, decode is compared with recomputation as one prefill."""
+    assert torch.equal(model.drive(chunk=chunk).whole(PROMPT), model.alone)
+
+
+@pytest.mark.parametrize("block", [1, 5, 8, 32, 200])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_bit_depends_on_the_blocks(model, block, seed):
+    """Neither on which blocks of the pool a sequence holds, nor on their size."""
+    assert torch.equal(model.drive(block=block, seed=seed).whole(PROMPT), model.alone)
+
+
+@pytest.mark.parametrize("sizes", [[64, 1, 33, 20], [1, 1, 1, 1], [3, 2, 1, 5], [10, 64, 64, 64]])
+def test_no_bit_depends_on_the_company(model, sizes):
+    drive = model.drive()
+    others = [PROMPT[:70], PROMPT[20:23], PROMPT[60:]]
+    assert torch.equal(drive.packed([PROMPT, *others], sizes=sizes)[0], model.alone)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_no_bit_depends_on_the_threads(model, threads, monkeypatch):
+    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: threads)
+    drive = model.drive(chunk=100)
+    assert torch.equal(drive.whole(PROMPT), model.alone)
+    assert torch.equal(drive.whole(PROMPT, chunk=1), model.alone)
+
+
+@pytest.mark.parametrize("split", [[2, 2], [1, 1, 1, 1]])
+def test_no_bit_depends_on_the_stages(model, split):
+    assert torch.equal(model.drive(split=split).whole(PROMPT), model.alone)
+
+
+def test_no_bit_depends_on_places_that_nobody_sees(model):
+    """Every block that nobody holds, and every one newly taken, is full of NaN before each microbatch."""
+    drive = model.drive(chunk=9, block=5, poison=True)
+    assert torch.equal(torch.cat([drive.whole(PROMPT[:30]), drive.whole(PROMPT)])[30:], model.alone)
+
+
+def test_nan_reaches_those_that_see_it_and_no_others(model):
+    drive = model.drive(chunk=50, block=16)
+    broken, sound = drive.sequence(PROMPT), drive.sequence(PROMPT)
+    drive.logits((broken, 50), (sound, 50))
+    full = CONFIG.window_classes.index(None)
+    drive.stages[0].pools[full].fill(np.array(broken.rings[full][:1], np.int32), float("nan"))
+    lost, kept = drive.logits((broken, 9), (sound, 9))
+    assert lost.isnan().all()
+    assert torch.equal(kept, model.alone[50:59])
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_nan_of_a_row_reaches_those_that_see_it_and_no_others(quantize):
+    """Within one chunk, where rows that see it and rows that do not are computed in one tile."""
+    config = replace(EXAMPLE, windows=(5,))
+    layer, rows = random_layer(config), torch.randn(20, config.dim, generator=torch.Generator().manual_seed(3))
+    kernels = NativeKernels(config, "float32", quantize)
+    sound = attention(kernels, layer, rows, config, [1], [20])
+    rows[9] = float("nan")
+    found = attention(kernels, layer, rows, config, [1], [20])
+    assert found.isnan().all(-1).nonzero().flatten().tolist() == list(range(9, 14))
+    assert torch.equal(found[:9], sound[:9])
+    assert torch.equal(found[14:], sound[14:])
+
+
+def test_one_call_for_all_blocks_gives_the_bits_of_one_a_half(model, monkeypatch):
+    monkeypatch.setattr(NativeKernels, "blocks", one_by_one)
+    assert torch.equal(model.drive().whole(PROMPT), model.alone)
+
+
+# dim, heads, KV heads, head_dim, ffn_dim: none fits a panel, a word or a vector but by chance.
+SHAPES = [
+    (33, 1, 1, 32, 17),
+    (50, 2, 1, 34, 65),
+    (16, 3, 1, 80, 1),
+    (64, 8, 2, 48, 32),
+    (7, 5, 1, 66, 31),
+    (130, 6, 3, 96, 129),
+    (96, 7, 1, 128, 100),
+    (40, 8, 1, 256, 250),
+    (1, 2, 2, 2, 3),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_any_shape_agrees_with_the_reference(sizes, dtype):
+    names = ("dim", "heads", "kv_heads", "head_dim", "ffn_dim")
+    config = replace(EXAMPLE, **dict(zip(names, sizes, strict=True)), windows=(9,), experts=0)
+    layer = random_layer(config, dtype)
+    rows = torch.randn(12, config.dim, generator=torch.Generator().manual_seed(3)).to(TORCH_DTYPES[dtype])
+    native, reference = NativeKernels(config, dtype), ReferenceKernels(config, dtype, "cpu")
+    tolerance = {"float32": 2e-5, "bfloat16": 0.06}[dtype]
+    found, expected = (attention(kernels, layer, rows, config) for kernels in (native, reference))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    found, expected = (experts(kernels, layer, rows) for kernels in (native, reference))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@torch.inference_mode()
+def experts(kernels, layer, rows):
+    return kernels.leave(kernels.experts(kernels.pack_layer(layer), kernels.enter(rows)))
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, 1), (2, 1), (3, 3), (8, 2), (16, 4), (40, 5)])
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+def test_any_number_of_experts_agrees_with_the_reference(count, chosen, tokens):
+    config = replace(EXAMPLE, experts=count, experts_per_token=chosen)
+    layer, rows = random_layer(config), torch.randn(tokens, config.dim, generator=torch.Generator().manual_seed(3))
+    found = experts(NativeKernels(config, "float32"), layer, rows)
+    torch.testing.assert_close(
+        found, experts(ReferenceKernels(config, "float32", "cpu"), layer, rows), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 101])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 193])
+def test_any_head_agrees_with_the_reference(vocab, rows):
+    config = replace(EXAMPLE, vocab=vocab, dim=300)
+    generator = torch.Generator().manual_seed(3)
+    norm, head = 1 + torch.randn(300, generator=generator) / 9, torch.randn(vocab, 300, generator=generator)
+    hidden = torch.randn(rows, 300, generator=generator)
+    found, expected = (
+        kernels.head(kernels.pack_head(norm, head), hidden)
+        for kernels in (NativeKernels(config, "float32"), ReferenceKernels(config, "float32", "cpu"))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def by_largest(values):
+    """Whole numbers of -127 .. 127 and a scale, row by row."""
+    scale = values.abs().amax(-1, keepdim=True) / 127
+    return (values / scale).round().double(), scale.double()
+
+
+@pytest.mark.parametrize("inputs", [1, 3, 64, 301])
+def test_int8_is_the_product_of_the_rounded_numbers(inputs):
+    """Both sides are quantised by the row's largest value, and the sum of products is exact."""
+    config = replace(EXAMPLE, vocab=70, dim=inputs)
+    generator = torch.Generator().manual_seed(3)
+    norm, head = torch.ones(inputs), torch.randn(70, inputs, generator=generator)
+    head[0] = head[0].abs().amax()  # all at the limit, where pairs of products are largest
+    hidden = torch.randn(9, inputs, generator=generator)
+    hidden[0] = hidden[0].abs().amax()
+    kernels = NativeKernels(config, "float32", "int8")
+    found = kernels.head(kernels.pack_head(norm, head), hidden)
+    normed = torch.nn.functional.rms_norm(hidden, (inputs,), norm, config.norm_eps)
+    (rows, row_scale), (weights, weight_scale) = by_largest(normed), by_largest(head)
+    expected = (rows @ weights.T) * row_scale * weight_scale.T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-2 * float(expected.abs().max()) / inputs)
+
+
+def test_int8_halves_the_weights():
+    config = replace(EXAMPLE, dim=256, ffn_dim=256)
+
+    def size(quantize):
+        _, *matrices = NativeKernels(config, "bfloat16", quantize).pack_layer(random_layer(config, "bfloat16")).kept
+        qkv, o, _, gate_up, down = matrices
+        return sum(each.memory.nbytes for each in (qkv, o, *gate_up, *down))
+
+    assert size("int8") < 0.55 * size(None)
+
+
+def test_int8_is_close_to_full_precision(folder):
+    expected = Model(folder, "float32", None).alone
+    found = Model(folder, "float32", "int8").alone
+    assert 0 < (found - expected).abs().median() < 0.05 * expected.std()
+
+
+def test_the_name_tells_what_decides_the_rounding():
+    names = [NativeKernels(EXAMPLE, dtype, quantize).name for dtype, quantize in NUMBERS]
+    assert len(set(names)) == 4
+    assert all(name.startswith(("native-avx2-", "native-avx512")) for name in names)
+
+
+def test_int8_is_for_native_kernels():
+    assert choose_kernels(EXAMPLE, dtype="float32", device="cpu", quantize="int8").name.endswith("-float32-int8")
+    with pytest.raises(ValueError, match="quantize is 'int8', and kernels is 'cpu'; only 'native' quantizes"):
+        choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="cpu", quantize="int8")
+    with pytest.raises(ValueError, match="quantize is 'int4'; supported: int8"):
+        choose_kernels(EXAMPLE, dtype="float32", device="cpu", quantize="int4")
+
+
+def test_threads_sleep_when_there_is_no_step(model, monkeypatch):
+    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: 3)
+    model.drive().whole(PROMPT)
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.2, "two threads that spin would have taken 0.8 s"
+
+
+def test_threads_end_with_their_kernels(folder, monkeypatch):
+    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: 4)
+
+    def count():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("Threads"))
+
+    Model(folder, "float32", None)
+    before = count()
+    for _ in range(3):
+        Model(folder, "float32", None)
+    assert count() <= before
+
+
+def test_rings_that_are_too_short_are_refused():
+    kernels, layout = NativeKernels(EXAMPLE, "float32"), make_layout(EXAMPLE, chunk=8, block=4)
+    whole = microbatch(make_layout(replace(EXAMPLE, windows=EXAMPLE.windows[:1]), chunk=8, block=4), [9], [4])
+    table = whole.tables[0]
+    for broken, message in (
+        (replace(table, held=table.held - 1, blocks=table.blocks[:-1]), "are needed"),
+        (replace(table, blocks=table.blocks[:-1]), "blocks in rings of"),
+        (replace(table, blocks=table.blocks + 10_000), "blocks of a pool"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            kernels.plan(replace(whole, tables=(broken,)), layout, [0])
+
+
+def test_rows_of_different_length_share_a_call_with_long_ones(folder):
+    """Units of attention of every size in one microbatch, in the middle of everything else."""
+    model = Model(folder, "float32", None)
+    drive = model.drive(chunk=100)
+    sequences = [drive.sequence(PROMPT) for _ in range(4)]
+    found = [[] for _ in sequences]
+    for cut, after in pairwise([0, 1, 60, 61, 150]):
+        for rows, logits in zip(found, drive.logits(*[(each, after - cut) for each in sequences]), strict=True):
+            rows.append(logits)
+    for rows in found:
+        assert torch.equal(torch.cat(rows), model.alone)
