@@ -11,7 +11,7 @@ from scripted_target import Scripted, closed_plan, drive_to_end, open_plan
 
 from tramontane.client.loadtest.generator.driver import LEAVE_AT_ONCE_S, Pace, drive
 from tramontane.client.loadtest.plan import Conduct
-from tramontane.client.loadtest.record import CUT, LEFT, OK, Record
+from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
 
 
 def test_requests_leave_when_they_are_due_however_many_are_open():
@@ -87,3 +87,17 @@ def test_a_record_says_which_conduct_it_was():
     plan = open_plan(0.0, 0.1)
     plan = replace(plan, asks=(plan.asks[0], replace(plan.asks[1], conduct=Conduct.BAD)))
     assert [record.conduct for record in drive_to_end(plan, Scripted())] == [Conduct.NORMAL, Conduct.BAD]
+
+
+def test_a_target_that_breaks_is_an_answer_too():
+    """Whatever a server sends, no request may vanish."""
+
+    class Breaking(Scripted):
+        async def send(self, ask, on_tokens):
+            await on_tokens(1)
+            raise RecursionError("too deep")
+
+    (record,) = drive_to_end(open_plan(0.0), Breaking())
+    assert record.status == PROTOCOL
+    assert record.error == "RecursionError: too deep"
+    assert len(record.message_times_s) == 1

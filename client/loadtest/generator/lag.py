@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -16,6 +17,9 @@ class LagSampler:
 
     A message from the network takes the same way: another thread wakes the loop, and the time until the loop comes to
     it is added to what the client believes of the server. (The loop's own timers would not do: they round up to 1 ms.)
+
+    Knocks have a schedule, and each counts from when it was due: where the whole process stood still, the thread did
+    too, and makes up for the knocks that it has missed.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -34,8 +38,11 @@ class LagSampler:
         self._over.set()
 
     def _knock(self) -> None:
-        while not self._over.wait(EVERY_S):
-            self._loop.call_soon_threadsafe(self._answer, self._loop.time())
+        due = self._loop.time() + EVERY_S
+        while not self._over.wait(max(0.0, due - self._loop.time())):
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._answer, due)
+            due += EVERY_S
 
-    def _answer(self, knocked: float) -> None:
-        self.samples.append((self._now(), self._loop.time() - knocked))
+    def _answer(self, due: float) -> None:
+        self.samples.append((self._now(), self._loop.time() - due))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -76,6 +77,8 @@ Message: TypeAlias = Ready | Failed | Ended | Done
 
 def main() -> None:
     """Serve one order."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each open HTTP request is a file
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     asyncio.run(_work(order))
