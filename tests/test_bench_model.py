@@ -148,7 +148,11 @@ def test_the_two_stages_ratio():
     results.rounds[0].replay = Replay((2, 2), (0.9, 0.6))
     run = {"wall_s": 1.0, "first_s": 0.1, "tokens": [[1], [2]], "busy": {"0.0": 0.9, "0.1": 0.6}}
     results.rounds[0].turns["grpc2"] = Turn("about", {"A": run})
-    whole, busy = list(report.pipeline_lines(results, "A"))[1:]
+    found = results.pipeline("A", "grpc2")
+    assert found is not None
+    assert found.of_floor == 0.9
+    assert found.of_bound == pytest.approx(0.75 / found.bound.mean)
+    whole, busy = list(report.pipeline_lines("A", found))[1:]
     assert whole.endswith("90% of their rate")
     assert "busy 90%, 60%" in busy
 

@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def main() -> None:
     more = {} if options.only else kernels(options, model)
     if results is not None:
         print_workloads(options, results, titles)
+        more |= pipeline(results)
     print(report.as_json(about, results, **more))
 
 
@@ -201,12 +203,20 @@ def print_workloads(options: argparse.Namespace, results: Results, titles: dict[
     abouts = {name: turn.about for each in results.rounds for name, turn in each.turns.items()}
     show(f"{titles[name]}: {about}" for name, about in abouts.items())
     show(report.workload_table(results, titles))
-    show(report.pipeline_lines(results, PIPELINE_WORKLOAD))
     layout = serving_layout(results.config, (range(results.config.layers),), options.dtype)
     places = sum(layout.pool_blocks) * layout.block
     pools = places * kv_place_bytes(results.config, options.dtype) * results.config.layers
     held = parameters(results.config) * WEIGHT_BYTES[options.number]
     show(report.memory_lines(results, titles, pools, held))
+
+
+def pipeline(results: Results) -> dict[str, Any]:
+    """What two stages lose, printed, if that was measured; what goes into the JSON line."""
+    found = results.pipeline(PIPELINE_WORKLOAD, "grpc2")
+    if found is None:
+        return {}
+    show(report.pipeline_lines(PIPELINE_WORKLOAD, found))
+    return {"pipeline": asdict(found) | {"of_bound": found.of_bound}}
 
 
 def show(lines: Iterable[str]) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 from bench.growth import Point
 from bench.kernel_bench import Part
 from bench.limits import Ceilings
-from bench.pipeline_tax import best_split
-from bench.results import Results, Round
+from bench.results import Pipeline, Results, Round
 from bench.workloads import Workload
 
 CONTESTANT_WIDTH = 26
@@ -107,29 +106,18 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds > 0.1 else f"{seconds * 1e3:.1f} ms"
 
 
-def pipeline_lines(results: Results, workload: str) -> Iterator[str]:
-    """What two stages lose between them, from the rounds that have both a replay and the service's run."""
-    rounds = [each for each in results.rounds if each.replay and "grpc2" in each.turns]
-    if not rounds:
-        return
+def pipeline_lines(workload: str, found: Pipeline) -> Iterator[str]:
+    """What two stages lose between them."""
     yield f"two stages x 1 thread, {workload}: gRPC, router and links against the same steps with nothing between them"
-    served = [each.turns["grpc2"].runs[workload] for each in rounds]
-    ratio = statistics.median(
-        each.replay.floor_s / run["wall_s"] for each, run in zip(rounds, served, strict=True) if each.replay
-    )
-    stages = [statistics.median(times) for times in zip(*(e.replay.stage_s for e in rounds if e.replay), strict=True)]
-    wall = statistics.median(run["wall_s"] for run in served)
-    split = rounds[0].replay.split if rounds[0].replay else ()
-    alone = ", ".join(f"{seconds:.2f} s" for seconds in stages)
-    yield f"   stages alone {alone} (layers {_split(split)}); whole path {wall:.2f} s: {ratio:.0%} of their rate"
-    names = sorted(served[0]["busy"])
-    busy = [statistics.median(run["busy"][name] for run in served) for name in names]
-    bound, mean = best_split(split, stages), statistics.fmean(busy)
-    shares = ", ".join(f"{share:.0%}" for share in busy)
-    most = ", ".join(f"{share:.0%}" for share in bound.busy)
-    yield f"   busy {shares}; the best split in whole layers ({_split(bound.split)}) allows {most}: " + (
-        f"{mean / bound.mean:.0%} of that"
-    )
+    alone = ", ".join(f"{seconds:.2f} s" for seconds in found.stage_s)
+    path = f"whole path {found.wall_s:.2f} s: {found.of_floor:.0%} of their rate"
+    yield f"   stages alone {alone} (layers {_split(found.split)}); {path}"
+    most = f"the best split in whole layers ({_split(found.bound.split)}) allows {_shares(found.bound.busy)}"
+    yield f"   busy {_shares(found.busy)}; {most}: {found.of_bound:.0%} of that"
+
+
+def _shares(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 def memory_lines(results: Results, titles: Mapping[str, str], pool_bytes: int, weight_bytes: float) -> Iterator[str]:

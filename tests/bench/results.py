@@ -8,14 +8,13 @@ neighbours' load moves both sides.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.contestants import Turn
 from bench.limits import Ceilings, Floor, floor
-from bench.pipeline_tax import Replay
+from bench.pipeline_tax import Replay, SplitBound, best_split
 from bench.workloads import Workload
-
 from tramontane.stages.config import ModelConfig
 
 OURS = "ours"
@@ -58,6 +57,27 @@ class Figure:
     def median(self) -> float:
         """Over the rounds."""
         return statistics.median(self.tokens_per_s)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Two stages through everything against their own steps with nothing between; medians over the rounds."""
+
+    split: tuple[int, ...]
+    stage_s: tuple[float, ...]
+    """Each stage's steps back to back."""
+    wall_s: float
+    """Of the whole path."""
+    of_floor: float
+    """Its rate, as a share of the slower stage's own."""
+    busy: tuple[float, ...]
+    """Each stage's busy share in the middle of the run."""
+    bound: SplitBound
+
+    @property
+    def of_bound(self) -> float:
+        """Busy share, as a part of what the best split in whole layers allows."""
+        return statistics.fmean(self.busy) / self.bound.mean
 
 
 @dataclass(frozen=True)
@@ -113,6 +133,31 @@ class Results:
             statistics.median(ratios) if ratios else None,
             statistics.median(same) if same else None,
         )
+
+    def pipeline(self, workload: str, served: str) -> Pipeline | None:
+        """From the rounds that have both a replay and that contestant's run; None without any."""
+        pairs = [
+            (each.replay, each.turns[served].runs[workload])
+            for each in self.rounds
+            if each.replay is not None and served in each.turns
+        ]
+        if not pairs:
+            return None
+        split = pairs[0][0].split
+        stage_s = _medians(replay.stage_s for replay, _ in pairs)
+        return Pipeline(
+            split,
+            stage_s,
+            statistics.median(run["wall_s"] for _, run in pairs),
+            statistics.median(replay.floor_s / run["wall_s"] for replay, run in pairs),
+            _medians([run["busy"][name] for name in sorted(run["busy"])] for _, run in pairs),
+            best_split(split, stage_s),
+        )
+
+
+def _medians(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
+    """Column by column."""
+    return tuple(statistics.median(column) for column in zip(*rows, strict=True))
 
 
 def _tokens_per_s(each: Round, workload: Workload, contestant: str) -> float | None:
