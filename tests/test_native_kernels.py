@@ -239,11 +239,13 @@ def test_int8_is_for_native_kernels():
 
 def test_threads_sleep_when_there_is_no_step(model, monkeypatch):
     monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: 3)
-    model.drive().whole(PROMPT)
+    drive = model.drive()
+    drive.whole(PROMPT)
     time.sleep(0.1)
     before = time.process_time()
     time.sleep(0.4)
     assert time.process_time() - before < 0.2, "two threads that spin would have taken 0.8 s"
+    assert drive.running == []
 
 
 def test_threads_end_with_their_kernels(folder, monkeypatch):
