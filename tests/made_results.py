@@ -24,7 +24,7 @@ def result_of(records, load, *, objectives=(), findings=(), stationary=True, wor
         latencies=measured.latencies,
         throughput=measured.throughput,
         objectives=measured.objectives,
-        split=measured.split,
+        breakdown=measured.breakdown,
         lag=GeneratorLag(send=measured.send_lag, read=None),
         generator_cores=0.1,
         server=None,

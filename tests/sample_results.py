@@ -9,6 +9,7 @@ import numpy as np
 from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.result import (
     QUANTILES,
+    Breakdown,
     Ceiling,
     Checks,
     Counts,
@@ -16,9 +17,9 @@ from tramontane.client.loadtest.result import (
     FaultReport,
     Finding,
     GeneratorLag,
-    Kept,
     Machine,
     Objective,
+    ObjectiveResult,
     ProcessShare,
     Quantile,
     RunResult,
@@ -26,7 +27,6 @@ from tramontane.client.loadtest.result import (
     Second,
     ServerView,
     Severity,
-    Split,
     Stall,
     SweepResult,
     TargetInfo,
@@ -121,7 +121,7 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
     }
     values = [latencies[each.measure].at(each.q) for each in OBJECTIVES]
     kept = tuple(
-        Kept(objective=each, value_ms=value, met=value < each.limit_ms)
+        ObjectiveResult(objective=each, value_ms=value, met=value < each.limit_ms)
         for each, value in zip(OBJECTIVES, values, strict=True)
     )
     findings = [
@@ -170,7 +170,7 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
             tokens_per_message=1.0,
         ),
         objectives=kept,
-        split=Split(client_lag_ms=0.4, queue_ms=81.3, prefill_ms=58.2, decode_ms=1890.5, network_ms=3.1),
+        breakdown=Breakdown(client_lag_ms=0.4, queue_ms=81.3, prefill_ms=58.2, decode_ms=1890.5, network_ms=3.1),
         lag=GeneratorLag(
             send=distribution(np.random.default_rng(2).gamma(2, 0.2, 1200)),
             read=distribution(np.random.default_rng(3).gamma(2, 0.1, 6000)),
@@ -211,9 +211,9 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
                 at_s=70.1,
                 target="stage stage-1, pid 4242",
                 errors=31,
-                pause_s=5.2,
-                goodput_before=11.8,
-                goodput_after=11.6,
+                stall_s=5.2,
+                completed_per_s_before=11.8,
+                completed_per_s_after=11.6,
             ),
         )
         if fault
@@ -238,7 +238,7 @@ def poor_run() -> RunResult:
             whole.throughput, requests_per_s=0.0, goodput_per_s=None, goodput_share=None, tokens_per_message=None
         ),
         objectives=tuple(replace(kept, value_ms=None, met=None) for kept in whole.objectives),
-        split=None,
+        breakdown=None,
         lag=GeneratorLag(send=None, read=None),
         server=None,
         checks=None,

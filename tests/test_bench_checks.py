@@ -10,7 +10,7 @@ import pytest
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import Answer, TargetOptions
 from tramontane.client.loadtest.judging.agreement import across_levels, first_difference, identity
-from tramontane.client.loadtest.judging.checks import check, disagreement, findings
+from tramontane.client.loadtest.judging.checks import check, disagreement, findings_of_checks
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
 from tramontane.client.loadtest.result import Checks, Severity
@@ -91,7 +91,7 @@ async def test_an_honest_run_is_found_right():
         bad_accepted=0,
         must_match=True,
     )
-    assert findings(found) == ()
+    assert findings_of_checks(found) == ()
     assert sorted(ask.prompt for ask in server.asked) == ["a", "k"]
 
 
@@ -105,7 +105,7 @@ async def test_another_requests_tokens_are_found_alone():
     found = await checked(asks, [leaked, honest(asks[1])])
     assert (found.alone_checked, found.alone_wrong, found.texts_wrong) == (2, 1, 0)
     assert found.examples == ("request 0 under load and alone differ from token 2",)
-    (finding,) = findings(found)
+    (finding,) = findings_of_checks(found)
     assert finding.severity is Severity.WRONG
     assert "1 of 2 requests (50.0%) got other tokens under load than alone" in finding.text
 
@@ -113,7 +113,7 @@ async def test_another_requests_tokens_are_found_alone():
 async def test_without_row_invariance_the_share_is_a_note():
     asks = asks_for("a", "k")
     found = await checked(asks, [answered(0, (98, 7), "b\x07"), honest(asks[1])], must_match=False)
-    (finding,) = findings(found)
+    (finding,) = findings_of_checks(found)
     assert finding.severity is Severity.NOTE
     assert "50.0%" in finding.text
 
@@ -217,7 +217,7 @@ async def test_text_is_what_the_ids_print_up_to_the_stop_string(record, wrong):
 async def test_a_wrong_text_is_shown_where_it_goes_wrong():
     found = await checked(asks_for("a"), [answered(0, tuple(b"the king is"), "the ring is")], alone=0)
     assert found.examples == ("request 0 said 'ring is' at character 4, and its ids print 'king is'",)
-    assert findings(found)[0].severity is Severity.WRONG
+    assert findings_of_checks(found)[0].severity is Severity.WRONG
 
 
 # Refusals
@@ -240,7 +240,7 @@ async def test_a_dead_server_is_not_asked_on():
     assert (found.texts_checked, found.alone_checked, found.alone_unanswered) == (0, 0, 1)
     assert len(server.detokenized) <= 3
     assert len(server.asked) == 1
-    assert [finding.severity for finding in findings(found)] == [Severity.NOTE]
+    assert [finding.severity for finding in findings_of_checks(found)] == [Severity.NOTE]
 
 
 # Over gRPC
@@ -268,7 +268,7 @@ async def test_offsets_off_by_one_are_found(server):
     await target.close()
     assert (found.offsets_wrong, found.texts_checked, found.texts_wrong, found.alone_checked) == (1, 1, 0, 1)
     assert found.examples == ("request 0: tokens came with offset 2 after 1 tokens",)
-    assert findings(found)[0].severity is Severity.WRONG
+    assert findings_of_checks(found)[0].severity is Severity.WRONG
 
 
 async def test_a_server_that_contradicts_itself_only_later_is_found_too(server):

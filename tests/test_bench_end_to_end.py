@@ -49,7 +49,7 @@ def test_a_run_tells_both_sides(service: Service) -> None:
     assert not any("still holds" in finding["text"] for finding in result["findings"])
 
 
-def test_a_stopped_stage_is_a_pause_and_no_error(service: Service) -> None:
+def test_a_stopped_stage_is_a_stall_and_no_error(service: Service) -> None:
     load = ["--rate", 4, "--duration", "8s", "--warmup", "0s", "--prompt-tokens", 16, "--output-tokens", 16]
     report = bench(
         "run", "--target", service.target, *load, "--alone", 0, "--fault", "stop:stage=0.1,for=2s@3s", "--workers", 2
@@ -58,5 +58,5 @@ def test_a_stopped_stage_is_a_pause_and_no_error(service: Service) -> None:
     assert fault["error"] == ""
     assert fault["target"].startswith("stage 0.1")
     assert fault["errors"] == report["failed"] == 0
-    assert fault["pause_s"] > 1.5
+    assert fault["stall_s"] > 1.5
     assert any(stall["start_s"] < 4 and stall["end_s"] > 4.5 for stall in report["result"]["stalls"])

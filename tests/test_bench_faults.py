@@ -23,7 +23,7 @@ from tramontane.client.loadtest.generator.faults import (
     parse,
     same_start,
 )
-from tramontane.client.loadtest.judging.fault_cost import pause, recovery, reports
+from tramontane.client.loadtest.judging.fault_cost import longest_stall, recovery, reports
 from tramontane.client.loadtest.plan import Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, Record
 from tramontane.client.loadtest.result import FaultReport
@@ -240,25 +240,25 @@ def test_the_example_of_the_head():
         at_s=10.0,
         target="stage 0.0 (pid 7)",
         errors=1,
-        pause_s=pytest.approx(3.02),
-        goodput_before=pytest.approx(0.9),
-        goodput_after=pytest.approx(7 / 6.95),
+        stall_s=pytest.approx(3.02),
+        completed_per_s_before=pytest.approx(0.9),
+        completed_per_s_after=pytest.approx(7 / 6.95),
     )
 
 
-def test_what_never_came_back_has_no_pause_and_no_goodput():
+def test_what_never_came_back_has_no_end_of_its_stall_and_no_rate():
     broken = [record(9.9, 10.01, 9.95, 10.005, status="UNAVAILABLE")]  # a message was on its way
     refused = [record(s, s + 0.001, status="UNAVAILABLE") for s in range(11, 20)]
     bad = [record(15.0, 15.1, status="INVALID_ARGUMENT", conduct=Conduct.BAD)]
     (report,) = reports([killed(10.0)], [*steady(0, 9), *broken, *refused, *bad], (0.0, 20.0))
-    assert (report.errors, report.pause_s, report.goodput_after) == (10, None, None)
-    assert report.goodput_before == pytest.approx(0.9)
+    assert (report.errors, report.stall_s, report.completed_per_s_after) == (10, None, None)
+    assert report.completed_per_s_before == pytest.approx(0.9)
 
 
 def test_a_fault_that_nobody_felt_cost_nothing():
     (report,) = reports([killed(10.0)], steady(0, 20), (0.0, 20.0))
-    assert (report.errors, report.pause_s, report.goodput_before) == (0, pytest.approx(0.25), 1.0)
-    assert report.goodput_after == pytest.approx(10 / 9.5)
+    assert (report.errors, report.stall_s, report.completed_per_s_before) == (0, pytest.approx(0.25), 1.0)
+    assert report.completed_per_s_after == pytest.approx(10 / 9.5)
 
 
 def test_leaving_and_being_cut_are_no_errors():
@@ -272,16 +272,16 @@ def test_each_fault_is_counted_up_to_the_next():
     found = reports([stopped(20.1, 20.2), killed(10.1)], [*steady(0, 30), *lost], (0.0, 30.0))
     assert [report.at_s for report in found] == [10.1, 20.1]
     assert [report.errors for report in found] == [1, 1]
-    assert found[0].goodput_after == pytest.approx(9 / 8.6)  # recovered at 11.5, until 20.1
-    assert found[1].goodput_before == pytest.approx(9 / 8.6)
-    assert found[1].goodput_after == pytest.approx(9 / 8.5)
+    assert found[0].completed_per_s_after == pytest.approx(9 / 8.6)  # recovered at 11.5, until 20.1
+    assert found[1].completed_per_s_before == pytest.approx(9 / 8.6)
+    assert found[1].completed_per_s_after == pytest.approx(9 / 8.5)
 
 
 def test_what_could_not_be_done_is_said_and_ends_nobody_elses_time():
     failed = stopped(15.0, 15.0 + 1, error="it is not on this host", target="")
     first, second = reports([killed(10.0), failed], steady(0, 20), (0.0, 20.0))
-    assert first.goodput_after == pytest.approx(10 / 9.5)
-    assert (second.error, second.errors, second.pause_s, second.goodput_before) == (
+    assert first.completed_per_s_after == pytest.approx(10 / 9.5)
+    assert (second.error, second.errors, second.stall_s, second.completed_per_s_before) == (
         "it is not on this host",
         0,
         None,
@@ -300,8 +300,8 @@ def test_recovery_needs_a_quiet_second_and_the_faults_end():
 
 def test_silence_counts_from_when_somebody_waits():
     nobody_there = [record(9.0, 9.5, 9.5), record(14.0, 16.0, 16.0)]
-    assert pause(nobody_there, 10.0, 16.0, came_back=True) == 2.0
+    assert longest_stall(nobody_there, 10.0, 16.0, came_back=True) == 2.0
     somebody_there = [*nobody_there, record(9.0, 10.5, status="UNAVAILABLE")]
-    assert pause(somebody_there, 10.0, 16.0, came_back=True) == 6.0
-    assert pause(nobody_there[:1], 10.0, 16.0, came_back=False) == 0.0
-    assert pause([record(9.0, 15.0, 10.1, 11.0, status=CUT)], 10.0, 16.0, came_back=False) is None
+    assert longest_stall(somebody_there, 10.0, 16.0, came_back=True) == 6.0
+    assert longest_stall(nobody_there[:1], 10.0, 16.0, came_back=False) == 0.0
+    assert longest_stall([record(9.0, 15.0, 10.1, 11.0, status=CUT)], 10.0, 16.0, came_back=False) is None

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from simulated_queue import answer, open_load
 
-from tramontane.client.loadtest.judging.findings import findings, lag_findings
+from tramontane.client.loadtest.judging.findings import findings_of_figures, lag_findings
 from tramontane.client.loadtest.judging.measures import measure
 from tramontane.client.loadtest.judging.objectives import parse_objective
 from tramontane.client.loadtest.judging.quantiles import distribution
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.result import GeneratorLag, Severity, Stall
+from tramontane.client.loadtest.result import GeneratorLag, Severity, Stall, worst_first
 
 NO_LAG = GeneratorLag(send=None, read=None)
 
@@ -46,7 +46,8 @@ def test_lag_below_2_ms_is_what_timers_do():
 def told(records, load=None, objectives=(), is_stationary=True, silences=()):
     load = load or open_load(10.0)
     measured = measure(records, load, (0.0, 10.0), [parse_objective(text) for text in objectives])
-    return [(str(each.severity), each.text) for each in findings(measured, load, NO_LAG, is_stationary, silences)]
+    found = findings_of_figures(measured, load, NO_LAG, is_stationary, silences)
+    return [(str(each.severity), each.text) for each in worst_first(found)]
 
 
 GOOD = [answer(1, 1.1, 1.5, tokens=4)] * 300

@@ -120,17 +120,17 @@ def test_a_closed_loop_has_no_goodput_and_no_verdict(kind):
 def test_the_split_adds_up():
     server = ServerTimings(queue_ms=10, prefill_ms=40, decode_ms=95)
     record = answer(0, 0.06, 0.152, sent_s=0.002, server=server)
-    split = measured([record, answer(0, 1, 9)]).split
-    assert split.client_lag_ms == pytest.approx(2)
-    assert split.network_ms == pytest.approx(5)
-    parts = (split.client_lag_ms, split.queue_ms, split.prefill_ms, split.decode_ms, split.network_ms)
+    parts = measured([record, answer(0, 1, 9)]).breakdown
+    assert parts.client_lag_ms == pytest.approx(2)
+    assert parts.network_ms == pytest.approx(5)
+    parts = (parts.client_lag_ms, parts.queue_ms, parts.prefill_ms, parts.decode_ms, parts.network_ms)
     assert sum(parts) == pytest.approx(152)
 
 
 def test_no_records_have_no_figures():
     found = measured([], objectives=["ttft:p95<1s"])
     assert found.latencies == {}
-    assert found.split is found.send_lag is found.throughput.tokens_per_message is None
+    assert found.breakdown is found.send_lag is found.throughput.tokens_per_message is None
     assert found.objectives[0].value_ms is None
 
 

@@ -1,4 +1,4 @@
-"""Promises: how they are written, and when a request and a run keep them."""
+"""Objectives: how they are written, and when a request and a run keep them."""
 
 import pytest
 from simulated_queue import answer

@@ -18,7 +18,7 @@ from local_pipeline import LocalPipeline
 
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import TargetOptions
-from tramontane.client.loadtest.judging.checks import check, findings
+from tramontane.client.loadtest.judging.checks import check, findings_of_checks
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import Checks, Severity
@@ -111,7 +111,7 @@ def without_stops(asks: list[Ask]) -> list[Ask]:
 @pytest.mark.parametrize("asks", [ASKS, without_stops(ASKS)], ids=["with stops", "without"])
 async def test_an_honest_service_is_found_right(embedded_dir, asks):
     checks = await found(embedded_dir, asks)
-    assert findings(checks) == ()
+    assert findings_of_checks(checks) == ()
     assert (checks.texts_checked, checks.alone_checked, checks.alone_unanswered) == (8, 8, 0)
 
 
@@ -136,8 +136,8 @@ async def test_a_leak_of_another_requests_keys_is_found(embedded_dir, monkeypatc
     assert leaks, "nobody decoded together"
     assert checks.alone_wrong > 0
     assert checks.texts_wrong == checks.offsets_wrong == 0
-    assert findings(checks)[0].severity is Severity.WRONG
-    assert "got other tokens under load than alone" in findings(checks)[0].text
+    assert findings_of_checks(checks)[0].severity is Severity.WRONG
+    assert "got other tokens under load than alone" in findings_of_checks(checks)[0].text
 
 
 async def test_offsets_off_by_one_are_found(embedded_dir, monkeypatch):
@@ -151,7 +151,7 @@ async def test_offsets_off_by_one_are_found(embedded_dir, monkeypatch):
     monkeypatch.setattr(Completion, "take", take)
     checks = await found(embedded_dir, without_stops(ASKS), heal=monkeypatch.undo)
     assert checks.offsets_wrong == 8
-    assert findings(checks)[0].severity is Severity.WRONG
+    assert findings_of_checks(checks)[0].severity is Severity.WRONG
 
 
 async def test_a_stop_string_that_is_said_is_found(embedded_dir, monkeypatch):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest.judging.quantiles import QUANTILES, distribution, grouped_distribution, quantile
+from tramontane.client.loadtest.judging.quantiles import distribution, grouped_distribution, quantile
+from tramontane.client.loadtest.result import QUANTILES
 
 
 @given(samples=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=200), q=st.sampled_from(QUANTILES))

@@ -19,7 +19,7 @@ from tramontane.client.loadtest.record import PROTOCOL, Record, ServerTimings
 from tramontane.client.loadtest.report.json_report import from_json, to_json
 from tramontane.client.loadtest.report.request_log import request_line
 from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
-from tramontane.client.loadtest.result import Finding, Kept, Severity
+from tramontane.client.loadtest.result import Finding, ObjectiveResult, Severity
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[2J[red]{{ 7 * 7 }}"
 
@@ -55,7 +55,7 @@ def test_json_gives_back_what_it_was_given(one, many, poor):
 
 def test_json_has_vllms_names_where_they_mean_the_same(one):
     document = json.loads(to_json(one))
-    assert document["schema"] == "tramontane.bench/1"
+    assert document["schema"] == "tramontane.bench/2"
     assert document["kind"] == "run"
     ttft = one.latencies["ttft"]
     expected = {
@@ -100,9 +100,9 @@ def test_json_holds_no_nan(one):
     [
         (b"ready", "not a result of `tramontane bench`"),
         (b'{"ttfts": []}', "it names no schema"),
-        (b'{"schema": "tramontane.bench/2", "kind": "run"}', "its schema is 'tramontane.bench/2'"),
-        (b'{"schema": "tramontane.bench/1", "kind": "walk"}', "'run' or 'sweep', not 'walk'"),
-        (b'{"schema": "tramontane.bench/1", "kind": "run", "result": {"date": 3}}', "damaged"),
+        (b'{"schema": "tramontane.bench/1", "kind": "run"}', "its schema is 'tramontane.bench/1'"),
+        (b'{"schema": "tramontane.bench/2", "kind": "walk"}', "'run' or 'sweep', not 'walk'"),
+        (b'{"schema": "tramontane.bench/2", "kind": "run", "result": {"date": 3}}', "damaged"),
     ],
 )
 def test_json_of_another_kind_is_refused_with_a_reason(data, says):
@@ -249,5 +249,5 @@ def test_quantiles_of_the_samples_follow_the_rule_of_ten():
 
 
 def test_objectives_without_a_verdict_are_no_success(one):
-    kept = tuple(Kept(objective=each.objective, value_ms=1.0, met=None) for each in one.objectives)
+    kept = tuple(ObjectiveResult(objective=each.objective, value_ms=1.0, met=None) for each in one.objectives)
     assert "No verdict" in printed(print_run, replace(one, objectives=kept))

@@ -66,3 +66,8 @@ class Record:
     def ok(self) -> bool:
         """It was answered in full."""
         return self.status == OK
+
+    @property
+    def failed(self) -> bool:
+        """It was refused or broke off. One that the run cut or its client left did not; a BAD one is meant to."""
+        return self.status not in (OK, LEFT, CUT) and self.conduct is not Conduct.BAD

@@ -5,6 +5,7 @@ Milliseconds and seconds stand in the names. What could not be known is None, ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,6 +23,9 @@ MEASURES = {
 
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 """Those that are reported of each measure, as far as there are samples for them."""
+
+CONFIDENCE = 0.95
+"""Of the intervals of quantiles, and of all intervals of a comparison together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,19 @@ class Distribution:
     maximum: float
     quantiles: tuple[Quantile, ...]
 
+    def quantile(self, q: float) -> Quantile | None:
+        """None where there were too few samples for it."""
+        return next((each for each in self.quantiles if abs(each.q - q) < 1e-9), None)
+
     def at(self, q: float) -> float | None:
         """The quantile's value, None where there were too few samples for it."""
-        return next((each.value for each in self.quantiles if abs(each.q - q) < 1e-9), None)
+        found = self.quantile(q)
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A promise to keep, such as TTFT p95 < 1 s."""
+    """What a run shall keep, such as TTFT p95 < 1 s."""
 
     measure: str
     """A key of MEASURES."""
@@ -65,7 +74,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class ObjectiveResult:
     """Whether a run kept an objective. A refused, failed or cut request counts as infinitely late."""
 
     objective: Objective
@@ -82,7 +91,7 @@ class Counts:
     sent: int
     completed: int
     failed: int
-    """Ended with an error, CUT ones aside."""
+    """`Record.failed`: ended with an error; CUT and LEFT ones did not."""
     cut: int
     by_status: dict[str, int]
 
@@ -93,7 +102,7 @@ class Throughput:
 
     requests_per_s: float
     goodput_per_s: float | None
-    """Requests a second that met every objective; None without objectives, and of a closed loop."""
+    """Requests per second that met every objective; None without objectives, and of a closed loop."""
     goodput_share: float | None
     """Of all requests that arrived in the window."""
     input_tokens_per_s: float | None
@@ -103,7 +112,7 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class Breakdown:
     """Where a completed request's time went, on the mean. The parts add up to the mean end-to-end latency."""
 
     client_lag_ms: float
@@ -130,11 +139,11 @@ class ProcessShare:
     """CPU time of one process over the measured window."""
 
     role: str
-    """generator, gateway, router, stage or controller."""
+    """gateway, router, stage or controller."""
     name: str
     cpu_s: float
     cores: float
-    """CPU seconds a second."""
+    """CPU seconds per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +191,7 @@ class Checks:
     must_match: bool
     """The model's `row_invariant`: a mismatch is a fault, not rounding."""
     examples: tuple[str, ...] = ()
-    """One sentence a mismatch, the first few."""
+    """One sentence per mismatch, the first few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,11 +214,13 @@ class FaultReport:
     """The process: role, name, pid."""
     errors: int
     """Requests that failed from then until recovery."""
-    pause_s: float | None
-    """Longest silence while somebody waited, from then until recovery; None where no message came again."""
-    goodput_before: float | None
-    goodput_after: float | None
-    """Completed requests a second, before the fault and after recovery."""
+    stall_s: float | None
+    """The longest time in which somebody waited and no message came, from then until recovery, however short; None
+    where no message came again.
+    """
+    completed_per_s_before: float | None
+    completed_per_s_after: float | None
+    """Completed requests per second, whether they met the objectives or not: before the fault and after recovery."""
     error: str = ""
     """Why it could not be done, where it could not."""
 
@@ -227,12 +238,20 @@ class Severity(StrEnum):
     """The reader should know."""
 
 
+_EXIT_STATUSES = {Severity.WRONG: 1, Severity.INVALID: 4, Severity.MISSED: 3, Severity.NOTE: 0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One sentence that the reader must not miss."""
 
     severity: Severity
     text: str
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings in the order in which they must be read."""
+    return tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +262,7 @@ class Second:
     arrived: int
     ended: int
     failed: int
+    """Requests that failed or were cut in it."""
     open: int
     """Requests under way at its end."""
     output_tokens: int
@@ -313,17 +333,19 @@ class RunResult:
     latencies: dict[str, Distribution]
     """By the keys of MEASURES; one without samples is left out."""
     throughput: Throughput
-    objectives: tuple[Kept, ...]
-    split: Split | None
+    objectives: tuple[ObjectiveResult, ...]
+    breakdown: Breakdown | None
     """None where the server does not tell its timings."""
     lag: GeneratorLag
     generator_cores: float
-    """CPU seconds a second of all generator processes together over the measured window."""
+    """CPU seconds per second of all generator processes together over the measured window."""
     server: ServerView | None
     checks: Checks | None
     """None over HTTP, where ids are not told."""
     stationary: bool | None
-    """None: too short to say."""
+    """Whether open requests neither piled up nor drained. None where it cannot be told: in a window below 5 s or 30
+    requests, and under loads that themselves change (ramp, steps, trace) or wait for answers (closed).
+    """
     stalls: tuple[Stall, ...]
     faults: tuple[FaultReport, ...]
     ceiling: Ceiling | None
@@ -332,13 +354,15 @@ class RunResult:
     samples: Samples = field(default_factory=Samples)
 
     @property
+    def worst(self) -> Severity | None:
+        """The severity of its worst finding; None where it has none."""
+        found = worst_first(self.findings)
+        return found[0].severity if found else None
+
+    @property
     def exit_status(self) -> int:
         """0; 1 for wrong answers, else 4 for figures that cannot be trusted, else 3 for a missed objective."""
-        severities = {finding.severity for finding in self.findings}
-        for severity, status in ((Severity.WRONG, 1), (Severity.INVALID, 4), (Severity.MISSED, 3)):
-            if severity in severities:
-                return status
-        return 0
+        return 0 if self.worst is None else _EXIT_STATUSES[self.worst]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,5 +384,5 @@ class SweepResult:
         """0; 1 for wrong answers at any level, 3 where no rate kept the objectives."""
         everywhere = [*self.findings, *(finding for level in self.levels for finding in level.findings)]
         if any(finding.severity is Severity.WRONG for finding in everywhere):
-            return 1
-        return 0 if self.best_rate is not None else 3
+            return _EXIT_STATUSES[Severity.WRONG]
+        return 0 if self.best_rate is not None else _EXIT_STATUSES[Severity.MISSED]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tramontane import __version__
 from tramontane.client.loadtest.generator.observation import Generator, Observation
-from tramontane.client.loadtest.judging import checks as checking
+from tramontane.client.loadtest.judging.checks import findings_of_checks
 from tramontane.client.loadtest.judging.drift import drift_findings, leftovers
 from tramontane.client.loadtest.judging.fault_cost import reports
-from tramontane.client.loadtest.judging.findings import findings
+from tramontane.client.loadtest.judging.findings import findings_of_figures
 from tramontane.client.loadtest.judging.measures import measure
 from tramontane.client.loadtest.judging.quantiles import distribution
 from tramontane.client.loadtest.judging.server_view import machine, shared_machine, view
@@ -27,6 +27,7 @@ from tramontane.client.loadtest.result import (
     ServerView,
     Severity,
     TargetInfo,
+    worst_first,
 )
 
 
@@ -69,7 +70,7 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
         latencies=measured.latencies,
         throughput=measured.throughput,
         objectives=measured.objectives,
-        split=measured.split,
+        breakdown=measured.breakdown,
         lag=lag,
         generator_cores=cores,
         server=_server(seen),
@@ -78,10 +79,10 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
         stalls=silences,
         faults=reports(seen.faults, seen.records, window_s),
         ceiling=setting.ceiling,
-        findings=_worst_first(
+        findings=worst_first(
             [
-                *(checking.findings(checks) if checks else ()),
-                *findings(measured, load, lag, is_stationary, silences),
+                *(findings_of_checks(checks) if checks else ()),
+                *findings_of_figures(measured, load, lag, is_stationary, silences),
                 *shared_machine(cores, here.cores),
                 *_on_the_run(seen, plan, window_s),
             ]
@@ -108,7 +109,3 @@ def _on_the_run(seen: Observation, plan: Plan, window_s: tuple[float, float]) ->
     if seen.stopped:
         text = f"stopped by its user after {seen.until_s:.1f} of {plan.load.duration_s:g} s"
         yield Finding(severity=Severity.NOTE, text=text)
-
-
-def _worst_first(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(found, key=lambda finding: list(Severity).index(finding.severity)))

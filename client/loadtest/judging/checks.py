@@ -102,7 +102,7 @@ async def check(
     )
 
 
-def findings(checks: Checks) -> tuple[Finding, ...]:
+def findings_of_checks(checks: Checks) -> tuple[Finding, ...]:
     """What the reader must know of them."""
     faults = (
         (checks.offsets_wrong, f"{checks.offsets_wrong} streams contradicted themselves"),

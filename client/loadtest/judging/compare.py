@@ -29,10 +29,9 @@ from scipy import special
 
 from tramontane.client.loadtest.judging.quantiles import LEAST_BEYOND, Floats, beyond, quantile
 from tramontane.client.loadtest.judging.resampling import BLOCKS, Draws, blocks_of, draws, rerun_quantiles, rerun_sums
-from tramontane.client.loadtest.result import RunResult, Severity
+from tramontane.client.loadtest.result import CONFIDENCE, RunResult, Severity
 
-CONFIDENCE = 0.95
-LEAST_SECONDS = 5.0
+LEAST_WINDOW_S = 5.0
 """A window below has blocks shorter than a request."""
 LATENCY_QUANTILES = (0.5, 0.95, 0.99)
 
@@ -214,8 +213,8 @@ def _must_be_comparable(a: RunResult, b: RunResult) -> None:
         invalid = next((each.text for each in run.findings if each.severity is Severity.INVALID), None)
         if invalid is not None:
             raise ValueError(f"the runs cannot be compared: {name} is invalid, {invalid}")
-        if run.window_s[1] - run.window_s[0] < LEAST_SECONDS:
-            raise ValueError(f"the runs cannot be compared: {name}'s window is below {LEAST_SECONDS:g} s")
+        if run.window_s[1] - run.window_s[0] < LEAST_WINDOW_S:
+            raise ValueError(f"the runs cannot be compared: {name}'s window is below {LEAST_WINDOW_S:g} s")
 
 
 def _one_sided(of_a: Iterable[str], of_b: Iterable[str]) -> Iterable[str]:

@@ -11,7 +11,8 @@ from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import Finding, Quantile, Severity
 from tramontane.client.types import Stats
 
-LEAST_SECONDS = 60.0
+LEAST_WINDOW_S = 60.0
+"""Of a shorter run the quarters are too short to tell a drift from a moment."""
 LEAST_CHANGE = 0.1
 """A smaller change is of no interest, however certain."""
 
@@ -22,7 +23,7 @@ def drift_findings(records: Sequence[Record], window_s: tuple[float, float]) -> 
     TPOT p50 of 20 ms (19 .. 21) in the first quarter and 26 ms (25 .. 27) in the last: it drifted by 30 %.
     """
     start_s, end_s = window_s
-    if end_s - start_s < LEAST_SECONDS:
+    if end_s - start_s < LEAST_WINDOW_S:
         return ()
     quarter_s = (end_s - start_s) / 4
     found = []
@@ -61,7 +62,7 @@ def leftovers(at_rest: Stats | None) -> tuple[Finding, ...]:
 def _median(records: Sequence[Record], measure: str, start_s: float, end_s: float) -> Quantile | None:
     chosen = [each for each in records if each.ok and each.conduct in JUDGED and start_s <= each.intended_s < end_s]
     found = grouped_distribution([values_ms(record, measure) for record in chosen])
-    return next((each for each in found.quantiles if each.q == 0.5), None) if found else None
+    return found.quantile(0.5) if found else None
 
 
 def _apart(one: Quantile, other: Quantile) -> bool:

@@ -1,4 +1,4 @@
-"""What a fault cost the clients: errors, silence and goodput, from plain records.
+"""What a fault cost the clients: errors, a stall and completed requests per second, from plain records.
 
 A stage is stopped at 10 s, for 3 s:
 
@@ -6,7 +6,7 @@ A stage is stopped at 10 s, for 3 s:
     request 2   sent 11.0                                  ended 12.00, RESOURCE_EXHAUSTED
     request 3   sent 12.5   tokens at 13.03, 13.05         ended 13.05, OK: recovered
 
-    1 error; a pause of 3.02 s, from 10 s to 13.02 s
+    1 error; a stall of 3.02 s, from 10 s to 13.02 s
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from tramontane.client.loadtest.generator.faults import Inflicted
 from tramontane.client.loadtest.plan import Conduct
-from tramontane.client.loadtest.record import CUT, LEFT, OK, Record
+from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import FaultReport
 
 QUIET_S = 1.0
@@ -29,7 +29,7 @@ def reports(
 ) -> tuple[FaultReport, ...]:
     """What each fault cost until the next one, in the order of their times.
 
-    Goodput before a fault counts from the window's start, or from the recovery from the fault before.
+    The rate before a fault counts from the window's start, or from the recovery from the fault before.
     """
     records = [record for record in records if record.conduct is not Conduct.BAD]
     end_s = max([window_s[1], *(record.ended_s for record in records)])
@@ -46,7 +46,7 @@ def reports(
         errors = [
             record
             for record in records
-            if _failed(record) and each.at_s <= record.ended_s <= until_s and record.sent_s <= calm_s
+            if record.failed and each.at_s <= record.ended_s <= until_s and record.sent_s <= calm_s
         ]
         found.append(
             FaultReport(
@@ -54,9 +54,9 @@ def reports(
                 at_s=each.at_s,
                 target=each.target,
                 errors=len(errors),
-                pause_s=pause(records, each.at_s, calm_s, came_back=recovered_s is not None),
-                goodput_before=_completed_per_s(records, since_s, each.at_s),
-                goodput_after=_completed_per_s(records, calm_s, min(until_s, window_s[1])),
+                stall_s=longest_stall(records, each.at_s, calm_s, came_back=recovered_s is not None),
+                completed_per_s_before=_completed_per_s(records, since_s, each.at_s),
+                completed_per_s_after=_completed_per_s(records, calm_s, min(until_s, window_s[1])),
             )
         )
         since_s = each.at_s if recovered_s is None else recovered_s
@@ -68,7 +68,7 @@ def recovery(inflicted: Inflicted, records: Sequence[Record], until_s: float) ->
 
     Not while the fault lasts: another replica may go on all the time.
     """
-    failures = sorted(record.ended_s for record in records if _failed(record))
+    failures = sorted(record.ended_s for record in records if record.failed)
     for done_s in sorted(
         record.ended_s
         for record in records
@@ -80,7 +80,7 @@ def recovery(inflicted: Inflicted, records: Sequence[Record], until_s: float) ->
     return None
 
 
-def pause(records: Sequence[Record], from_s: float, until_s: float, *, came_back: bool) -> float | None:
+def longest_stall(records: Sequence[Record], from_s: float, until_s: float, *, came_back: bool) -> float | None:
     """The longest time without a message although a request was open. None: from then on there was only silence.
 
     Unless the service came back, the silence after the last message counts too, as long as anyone still asked.
@@ -110,18 +110,14 @@ def _completed_per_s(records: Sequence[Record], start_s: float, end_s: float) ->
     return sum(record.ok and start_s <= record.ended_s < end_s for record in records) / (end_s - start_s)
 
 
-def _failed(record: Record) -> bool:
-    return record.status not in (OK, LEFT, CUT)
-
-
 def _not_done(inflicted: Inflicted) -> FaultReport:
     return FaultReport(
         fault=str(inflicted.fault),
         at_s=inflicted.at_s,
         target=inflicted.target,
         errors=0,
-        pause_s=None,
-        goodput_before=None,
-        goodput_after=None,
+        stall_s=None,
+        completed_per_s_before=None,
+        completed_per_s_after=None,
         error=inflicted.error,
     )

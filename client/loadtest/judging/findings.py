@@ -1,6 +1,7 @@
-"""The sentences that a reader of a run must not miss, drawn from its figures.
+"""The sentences that a reader of a run must not miss, drawn from its latencies, ends, objectives and course.
 
-The checks of answers (`Checks`), of faults and of a sweep draw their own.
+Others are drawn where their matter is: of the answers in `checks.py`, of drift and leftovers in `drift.py`, of a shared
+machine in `server_view.py`, of an early stop in `assessment.py`, of a sweep in `session.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tramontane.client.loadtest.judging.measures import Measured
 from tramontane.client.loadtest.judging.quantiles import LEAST_BEYOND, beyond
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.result import Distribution, Finding, GeneratorLag, Kept, Severity, Stall
+from tramontane.client.loadtest.result import Distribution, Finding, GeneratorLag, ObjectiveResult, Severity, Stall
 
 SPOILING_SHARE = 0.1
 LEAST_LAG_MS = 2.0
@@ -34,17 +35,16 @@ def lag_findings(lag: GeneratorLag, latencies: Mapping[str, Distribution]) -> tu
     return tuple(finding for finding in found if finding is not None)
 
 
-def findings(
+def findings_of_figures(
     measured: Measured, load: Load, lag: GeneratorLag, is_stationary: bool | None, stalls: Sequence[Stall]
 ) -> tuple[Finding, ...]:
-    """All findings that records and lag give rise to, the worst first."""
-    found = [
+    """All findings that records and lag give rise to."""
+    return (
         *lag_findings(lag, measured.latencies),
         *_on_answers(measured),
         *_on_objectives(measured.objectives, measured.counts.sent, load),
         *_on_the_course(is_stationary, load, stalls),
-    ]
-    return tuple(sorted(found, key=lambda finding: list(Severity).index(finding.severity)))
+    )
 
 
 def _spoiled(
@@ -84,10 +84,10 @@ def _on_answers(measured: Measured) -> Iterable[Finding]:
     if measured.empty:
         yield _note(f"{measured.empty} completed requests brought no token; objectives count them as missed")
     if measured.uncounted:
-        yield _note(f"the server did not count the tokens of {measured.uncounted} requests; one a message is assumed")
+        yield _note(f"the server did not count the tokens of {measured.uncounted} requests; one per message is assumed")
 
 
-def _on_objectives(objectives: Sequence[Kept], sent: int, load: Load) -> Iterable[Finding]:
+def _on_objectives(objectives: Sequence[ObjectiveResult], sent: int, load: Load) -> Iterable[Finding]:
     if not load.is_open:
         yield _note("a closed loop slows down with the server and hides overload: no verdict on objectives")
     for kept in objectives:

@@ -29,7 +29,7 @@ def values_ms(record: Record, measure: str) -> tuple[float, ...]:
 
 
 def tokens(record: Record) -> int:
-    """Tokens of the completion. A server that does not count them is taken to send one a message."""
+    """Tokens of the completion. A server that does not count them is taken to send one per message."""
     return record.completion_tokens or sum(record.message_tokens)
 
 

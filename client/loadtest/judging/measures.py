@@ -5,9 +5,9 @@ Who counts where, with a window of [10 s, 60 s):
 - Latencies, objectives and goodput: requests that were *due* in the window, whenever they ended, read by clients that
   keep up (NORMAL and CHURN). A slow reader's own pauses would pass for the server's, so SLOW ones only enter `Counts`.
 - Latencies: completed requests. Of the others one knows only that they took longer; objectives take them for infinite.
-- Tokens a second: every token that came in the window, whosever it is, for the server made it. A prompt's tokens count
-  when its first token comes, for then they have been read.
-- Requests a second, goodput: requests that ended in the window.
+- Tokens per second: every token that came in the window, whosever it is, for the server made it. A prompt's tokens
+  count when its first token comes, for then they have been read.
+- Requests per second, goodput: requests that ended in the window.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tramontane.client.loadtest.judging.latency import tokens, tokens_by_message
 from tramontane.client.loadtest.judging.objectives import answered, met_all, verdicts
 from tramontane.client.loadtest.judging.quantiles import distribution, grouped_distribution
 from tramontane.client.loadtest.plan import Conduct, Load
-from tramontane.client.loadtest.record import CUT, LEFT, Record
+from tramontane.client.loadtest.record import CUT, Record
 from tramontane.client.loadtest.result import (
     MEASURES,
+    Breakdown,
     Counts,
     Distribution,
-    Kept,
     Objective,
+    ObjectiveResult,
     Samples,
-    Split,
     Throughput,
 )
 
@@ -47,15 +47,15 @@ class Measured:
     counts: Counts
     latencies: dict[str, Distribution]
     throughput: Throughput
-    objectives: tuple[Kept, ...]
-    split: Split | None
+    objectives: tuple[ObjectiveResult, ...]
+    breakdown: Breakdown | None
     send_lag: Distribution | None
     """For `GeneratorLag`."""
     samples: Samples
     empty: int
     """Completed requests without a single token."""
     uncounted: int
-    """Completed requests whose tokens the server did not count; one a message is assumed."""
+    """Completed requests whose tokens the server did not count; one per message is assumed."""
 
 
 def measure(records: Sequence[Record], load: Load, window_s: Window, objectives: Sequence[Objective]) -> Measured:
@@ -68,7 +68,7 @@ def measure(records: Sequence[Record], load: Load, window_s: Window, objectives:
         latencies=_latencies(completed),
         throughput=_throughput(records, judged, load, window_s, objectives),
         objectives=verdicts(judged, objectives, is_open=load.is_open),
-        split=_split(completed),
+        breakdown=_breakdown(completed),
         send_lag=distribution([(record.sent_s - record.intended_s) * 1000 for record in arrived]),
         samples=_samples(completed, objectives),
         empty=sum(not answered(record) for record in completed),
@@ -86,12 +86,11 @@ def _intended(record: Record) -> float:
 
 def _counts(counted: Sequence[Record]) -> Counts:
     by_status = Counter(record.status for record in counted)
-    completed, cut = sum(record.ok for record in counted), by_status[CUT]
     return Counts(
         sent=len(counted),
-        completed=completed,
-        failed=len(counted) - completed - cut - by_status[LEFT],
-        cut=cut,
+        completed=sum(record.ok for record in counted),
+        failed=sum(record.failed for record in counted),
+        cut=by_status[CUT],
         by_status={status: count for status, count in by_status.most_common() if count},
     )
 
@@ -136,7 +135,7 @@ def _share(truths: Iterable[bool]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _split(completed: Sequence[Record]) -> Split | None:
+def _breakdown(completed: Sequence[Record]) -> Breakdown | None:
     """Means over the requests for which the server told its timings. What is left of the end-to-end latency is network.
 
     Due at 0 ms, sent at 2 ms, answered at 152 ms; the server queued 10 ms, prefilled 40 ms and decoded 95 ms: client
@@ -150,7 +149,7 @@ def _split(completed: Sequence[Record]) -> Split | None:
     queue = _mean(server.queue_ms for _, server in told)
     prefill = _mean(server.prefill_ms for _, server in told)
     decode = _mean(server.decode_ms for _, server in told)
-    return Split(
+    return Breakdown(
         client_lag_ms=lag,
         queue_ms=queue,
         prefill_ms=prefill,
@@ -165,7 +164,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _samples(completed: Sequence[Record], objectives: Sequence[Objective]) -> Samples:
-    """One row a completed request, empty answers aside; times to the microsecond, which keeps files small."""
+    """One row per completed request, empty answers aside; times to the microsecond, which keeps files small."""
     rows = [record for record in completed if answered(record)]
 
     def one(record: Record, measure: str) -> float:

@@ -1,4 +1,4 @@
-"""Promises such as TTFT p95 < 1 s: read from the command line, judged for each request and for a whole run.
+"""Objectives such as TTFT p95 < 1 s: read from the command line, judged for each request and for a whole run.
 
 A request that was refused, that failed or was cut, and an answer without a single token, met nothing and counts as
 infinitely late. Leaving such requests out would let a server look the better the more it refuses.
@@ -15,7 +15,7 @@ import numpy as np
 from tramontane.client.loadtest.judging.latency import values_ms
 from tramontane.client.loadtest.judging.quantiles import quantile
 from tramontane.client.loadtest.record import Record
-from tramontane.client.loadtest.result import MEASURES, Kept, Objective
+from tramontane.client.loadtest.result import MEASURES, Objective, ObjectiveResult
 
 _SYNTAX = re.compile(r"(?P<measure>\w+):p(?P<percent>\d+(\.\d+)?)<(?P<limit>\d+(\.\d+)?)(?P<unit>ms|s)")
 
@@ -50,7 +50,7 @@ def answered(record: Record) -> bool:
 
 
 def met(record: Record, objective: Objective) -> bool:
-    """Whether this request alone kept the promise.
+    """Whether this request alone kept the objective.
 
     Of its gaps (ITL) the quantile is taken: with itl p95 < 100 ms, one gap in twenty may be longer. Where the measure
     is undefined, as TPOT of a single token, there was nothing to break.
@@ -62,17 +62,19 @@ def met(record: Record, objective: Objective) -> bool:
 
 
 def met_all(record: Record, objectives: Sequence[Objective]) -> bool:
-    """Whether this request kept every promise: the requests that goodput counts."""
+    """Whether this request kept every objective: the requests that goodput counts."""
     return all(met(record, objective) for objective in objectives)
 
 
-def verdicts(records: Sequence[Record], objectives: Sequence[Objective], *, is_open: bool) -> tuple[Kept, ...]:
-    """Whether the run kept its promises. A closed loop gets values but no verdict: it slows down with the server."""
+def verdicts(
+    records: Sequence[Record], objectives: Sequence[Objective], *, is_open: bool
+) -> tuple[ObjectiveResult, ...]:
+    """Whether the run kept its objectives. A closed loop gets values but no verdict: it slows down with the server."""
     return tuple(_verdict(records, objective, is_open=is_open) for objective in objectives)
 
 
-def _verdict(records: Sequence[Record], objective: Objective, *, is_open: bool) -> Kept:
-    """One promise over all requests.
+def _verdict(records: Sequence[Record], objective: Objective, *, is_open: bool) -> ObjectiveResult:
+    """One objective over all requests.
 
     Of 100 requests 96 took 0.2 s and 4 failed: TTFT p95 is 0.2 s, p99 infinite. A failed request counts as one sample,
     or for gaps as many as the others have on average.
@@ -82,9 +84,9 @@ def _verdict(records: Sequence[Record], objective: Objective, *, is_open: bool) 
     failed = sum(not answered(record) for record in records)
     samples += [math.inf] * failed * max(1, round(len(samples) / max(1, len(found))))
     if not samples:
-        return Kept(objective=objective, value_ms=None, met=None)
+        return ObjectiveResult(objective=objective, value_ms=None, met=None)
     value = quantile(np.array(samples), objective.q)
-    return Kept(
+    return ObjectiveResult(
         objective=objective,
         value_ms=value if math.isfinite(value) else None,
         met=value < objective.limit_ms if is_open else None,

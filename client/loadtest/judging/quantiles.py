@@ -8,8 +8,8 @@ quantile is a matter of coin tosses, so it lies between two samples whose ranks 
 1,000 samples the p95 is sample 950, and the true one lies between samples 935 and 963 with 95 % confidence.
 
 Gaps between messages are no independent tosses: a step that is slow is slow for the whole batch and for the next tokens
-too. They come in groups, one a request, and count as fewer tosses, as the groups' disagreement shows (Korn and Graubard
-1998, on the interval of Woodruff 1952). It needs no resampling, so a million gaps take well below a second.
+too. They come in groups, one per request, and count as fewer tosses, as the groups' disagreement shows (Korn and
+Graubard 1998, on the interval of Woodruff 1952). It needs no resampling, so a million gaps take well below a second.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # `scipy.stats` would take a second to import
 
-from tramontane.client.loadtest.result import Distribution, Quantile
+from tramontane.client.loadtest.result import CONFIDENCE, QUANTILES, Distribution, Quantile
 
 Floats: TypeAlias = NDArray[np.float64]
 
-QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 LEAST_GROUPS_BEYOND = 5
 """Where the samples beyond a quantile come from fewer requests, they cannot tell how well it is known: no interval."""
 LEAST_BEYOND = 10
 """A quantile with fewer samples beyond it is an anecdote, and left out: p99.9 needs 10,000 samples."""
-CONFIDENCE = 0.95
 
 
 def distribution(samples: Sequence[float] | Floats) -> Distribution | None:
-    """Independent samples, such as one latency a request; None without samples."""
+    """Independent samples, such as one latency per request; None without samples."""
     return grouped_distribution([[sample] for sample in samples])
 
 
@@ -119,5 +117,6 @@ def _independent_count(below: NDArray[np.bool_], owners: NDArray[np.int64]) -> f
     variance = (surplus**2).sum() / count**2 * groups / (groups - 1)
     if variance == 0:
         return count
-    few_groups = (special.ndtri(0.975) / special.stdtrit(groups - 1, 0.975)) ** 2
+    upper = (1 + CONFIDENCE) / 2
+    few_groups = (special.ndtri(upper) / special.stdtrit(groups - 1, upper)) ** 2
     return float(min(share * (1 - share) / variance * few_groups, count))

@@ -21,7 +21,7 @@ from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.record import Record
 
 PARTS = 20
-LEAST_SECONDS = 5.0
+LEAST_WINDOW_S = 5.0
 LEAST_REQUESTS = 30
 STEADY = ("constant", "poisson", "gamma")
 """Loads whose rate does not change; of the others the number of open requests follows the load."""
@@ -33,7 +33,7 @@ def stationary(records: Sequence[Record], load: Load, window_s: tuple[float, flo
     None where nothing can be said: below 5 s or 30 requests, where the load itself changes, and of a closed loop, whose
     users wait instead of piling up.
     """
-    if load.kind not in STEADY or window_s[1] - window_s[0] < LEAST_SECONDS:
+    if load.kind not in STEADY or window_s[1] - window_s[0] < LEAST_WINDOW_S:
         return None
     arrivals_s = np.sort([record.intended_s for record in records])
     ends_s = np.sort([record.ended_s for record in records])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tramontane.client.loadtest.judging.latency import tokens_by_message, values_ms
 from tramontane.client.loadtest.plan import Conduct
-from tramontane.client.loadtest.record import LEFT, Record
+from tramontane.client.loadtest.record import CUT, LEFT, Record
 from tramontane.client.loadtest.result import Second, Stall
 
 READERS = (Conduct.NORMAL, Conduct.CHURN, Conduct.CANCEL)
@@ -24,8 +24,8 @@ TIMES_MEDIAN_TTFT = 5
 
 
 def seconds(records: Sequence[Record], until_s: float) -> tuple[Second, ...]:
-    """What happened in each second from 0 to `until_s`, rounded up. A refused BAD request and one that left did not
-    fail.
+    """What happened in each second from 0 to `until_s`, rounded up. Those that were cut when the run stopped waiting
+    stand beside those that failed.
     """
     length = max(math.ceil(until_s), 0)
     messages = [
@@ -33,10 +33,10 @@ def seconds(records: Sequence[Record], until_s: float) -> tuple[Second, ...]:
         for record in records
         for time_s, count in zip(record.message_times_s, tokens_by_message(record), strict=True)
     ]
-    failed = [each for each in records if not each.ok and each.status != LEFT and each.conduct != Conduct.BAD]
+    lost = [each for each in records if each.failed or (each.status == CUT and each.conduct is not Conduct.BAD)]
     arrived = _by_second((record.intended_s for record in records), length)
     ended = _by_second((record.ended_s for record in records), length)
-    failures = _by_second((record.ended_s for record in failed), length)
+    failures = _by_second((record.ended_s for record in lost), length)
     output = _by_second((time_s for time_s, _ in messages), length, [count for _, count in messages])
     under_way = np.cumsum(arrived - ended)
     firsts: list[list[float]] = [[] for _ in range(length)]

@@ -17,7 +17,7 @@ import msgspec
 from tramontane.client.loadtest.report.wording import percentile
 from tramontane.client.loadtest.result import QUANTILES, RunResult, SweepResult
 
-SCHEMA = "tramontane.bench/1"
+SCHEMA = "tramontane.bench/2"
 """Its number grows when a field of `result` changes its meaning or goes; a new field with a default needs none."""
 
 _SUMMARISED = ("ttft", "tpot", "itl", "e2el")
@@ -101,7 +101,7 @@ def _total(one: float | None, other: float) -> float | None:
 
 
 def _lists(result: RunResult) -> dict[str, Any]:
-    """A value a completed request, as vLLM's `--save-detailed` writes them."""
+    """A value per completed request, as vLLM's `--save-detailed` writes them."""
     samples = result.samples
     return {
         "start_times": samples.arrived_s,

@@ -30,9 +30,8 @@ from tramontane.client.loadtest.report.wording import (
     sweep_findings,
     sweep_verdict,
     verdict,
-    worst_first,
 )
-from tramontane.client.loadtest.result import MEASURES, Finding, RunResult, Severity, SweepResult
+from tramontane.client.loadtest.result import MEASURES, Finding, RunResult, Severity, SweepResult, worst_first
 
 _HERE = Path(__file__).parent
 _WIDE_FROM = 6

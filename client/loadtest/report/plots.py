@@ -16,16 +16,16 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tramontane.client.loadtest.report.sections import SPLIT_PARTS, process_name
+from tramontane.client.loadtest.report.sections import BREAKDOWN_PARTS
 from tramontane.client.loadtest.report.wording import number, percent, printable
-from tramontane.client.loadtest.result import RunResult, Second, ServerView, Split
+from tramontane.client.loadtest.result import Breakdown, RunResult, Second, ServerView
 
 MAX_POINTS = 1500
 
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2f7fc1", "#d08400", "#0f9873", "#b9609e", "#d5502a", "#808890"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
-_ROLES = {"generator": GREY, "gateway": ORANGE, "router": GREEN, "stage": BLUE, "controller": PURPLE}
+_ROLES = {"gateway": ORANGE, "router": GREEN, "stage": BLUE, "controller": PURPLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,8 @@ def run_plots(result: RunResult) -> list[Plot]:
         plots.append(_distributions(result))
     if result.timeline:
         plots.append(_timeline(result))
-    if result.split is not None:
-        plots.append(_split(result.split))
+    if result.breakdown is not None:
+        plots.append(_breakdown(result.breakdown))
     if result.server is not None:
         if result.server.stage_busy:
             plots.append(_busy(result.server))
@@ -172,7 +172,7 @@ def _timeline(result: RunResult) -> Plot:
 
 
 def _mark(plot: go.Figure, result: RunResult) -> None:
-    """Bands over all rows for what was not measured and for stalls; a line a fault."""
+    """Bands over all rows for what was not measured and for stalls; a line per fault."""
     start, end = result.window_s
     last = result.timeline[-1].at_s + 1
     unmeasured = [(0.0, start, GREY, "warm-up"), (end, float(last), GREY, "drain")]
@@ -194,12 +194,12 @@ def _label(plot: go.Figure, at: float, text: str, anchor: str) -> None:
     plot.add_annotation(place | {"text": escaped(text), "showarrow": False, "font": {"size": 11}})
 
 
-def _split(parts: Split) -> Plot:
-    values = [max(float(getattr(parts, field)), 0.0) for _, field in SPLIT_PARTS]
+def _breakdown(parts: Breakdown) -> Plot:
+    values = [max(float(getattr(parts, field)), 0.0) for _, field in BREAKDOWN_PARTS]
     whole = sum(values) or 1.0
     plot = figure(220, barmode="stack", xaxis=axis("ms"), yaxis={"visible": False})
     plot.update_layout(legend={"traceorder": "normal", "maxheight": 0.9})
-    for (name, _), value, colour in zip(SPLIT_PARTS, values, (GREY, ORANGE, GREEN, BLUE, PURPLE), strict=True):
+    for (name, _), value, colour in zip(BREAKDOWN_PARTS, values, (GREY, ORANGE, GREEN, BLUE, PURPLE), strict=True):
         label = f"{number(value)} ms" if value > whole / 8 else ""
         bar = {"x": [value], "y": [""], "orientation": "h", "marker": {"color": colour}}
         text = {"text": [label], "textposition": "inside", "insidetextfont": {"color": "white"}}
@@ -218,10 +218,10 @@ def _busy(server: ServerView) -> Plot:
 
 
 def _processes(server: ServerView) -> Plot:
-    names = [process_name(process.role, process.name) for process in server.processes]
+    names = [f"{process.role} {process.name}" for process in server.processes]
     colours = [_ROLES.get(process.role, GREY) for process in server.processes]
     plot = _bars(names, [process.cores for process in server.processes], colours, "CPU cores")
-    return Plot(title="CPU by process", caption="CPU seconds a second over the window.", figure=plot)
+    return Plot(title="CPU by process", caption="CPU seconds per second over the window.", figure=plot)
 
 
 def _bars(names: Sequence[str], values: Iterable[float], colours: list[str], unit: str) -> go.Figure:

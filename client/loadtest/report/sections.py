@@ -20,14 +20,14 @@ from tramontane.client.loadtest.report.wording import (
 from tramontane.client.loadtest.result import (
     MEASURES,
     QUANTILES,
+    Breakdown,
     Checks,
     Distribution,
     FaultReport,
     GeneratorLag,
-    Kept,
+    ObjectiveResult,
     RunResult,
     ServerView,
-    Split,
 )
 
 Row = tuple[str, ...]
@@ -51,8 +51,8 @@ def run_sections(result: RunResult) -> Iterator[Section]:
     yield _throughput(result)
     if result.objectives:
         yield _objectives(result.objectives)
-    if result.split is not None:
-        yield split(result.split)
+    if result.breakdown is not None:
+        yield breakdown(result.breakdown)
     yield from _generator(result)
     if result.server is not None:
         yield from _server(result.server)
@@ -87,7 +87,7 @@ def about(result: RunResult) -> Section:
 
 
 def latency(latencies: dict[str, Distribution]) -> Section:
-    """A row a measure and, below it, the interval that holds each quantile with 95 % confidence."""
+    """A row per measure and, below it, the interval that holds each quantile with 95 % confidence."""
     rows: list[Row] = []
     for measure in MEASURES:
         if measure in latencies:
@@ -102,8 +102,7 @@ _QUANTILE_HEADS: Row = ("samples", "mean", *map(percentile, QUANTILES))
 
 
 def _quantile_rows(name: str, found: Distribution) -> list[Row]:
-    known = {round(each.q, 6): each for each in found.quantiles}
-    each_q = [known.get(round(q, 6)) for q in QUANTILES]
+    each_q = [found.quantile(q) for q in QUANTILES]
     values = [DASH if each is None else number(each.value) for each in each_q]
     intervals = ["" if each is None else interval(each.low, each.high) for each in each_q]
     return [(name, str(found.count), number(found.mean), *values), (INTERVAL_ROW, "", "", *intervals)]
@@ -130,32 +129,35 @@ def _throughput(result: RunResult) -> Section:
         ("share of all requests that did", percent(rates.goodput_share)),
         ("input tokens/s", number(rates.input_tokens_per_s)),
         ("output tokens/s", number(rates.output_tokens_per_s)),
-        ("output tokens a message", number(rates.tokens_per_message)),
+        ("output tokens per message", number(rates.tokens_per_message)),
     ]
-    steady = {True: "steady", False: "not steady: it drifted", None: "too short to say"}[result.stationary]
+    steady = _STEADY[result.stationary]
     return Section(title="Throughput", columns=("value",), rows=tuple(rows), note=f"Over the window: {steady}.")
 
 
-def _objectives(objectives: tuple[Kept, ...]) -> Section:
+_STEADY = {True: "stationary", False: "not stationary", None: "whether it was steady cannot be told"}
+
+
+def _objectives(objectives: tuple[ObjectiveResult, ...]) -> Section:
     verdicts = {True: "kept", False: "MISSED", None: "no verdict"}
     rows = tuple((str(kept.objective), number(kept.value_ms), verdicts[kept.met]) for kept in objectives)
     note = "Over all requests of the window: one that failed or was cut is infinitely late."
     return Section(title="Objectives", columns=("measured ms", "verdict"), rows=rows, note=note)
 
 
-SPLIT_PARTS = (
+BREAKDOWN_PARTS = (
     ("client lag", "client_lag_ms"),
     ("queue", "queue_ms"),
     ("prefill", "prefill_ms"),
     ("decode", "decode_ms"),
     ("network and the rest", "network_ms"),
 )
-"""Parts of a request's time in the order in which they pass, with their fields in `Split`."""
+"""Parts of a request's time in the order in which they pass, with their fields in `Breakdown`."""
 
 
-def split(parts: Split) -> Section:
+def breakdown(parts: Breakdown) -> Section:
     """Where a completed request's time went."""
-    values = [(name, float(getattr(parts, field))) for name, field in SPLIT_PARTS]
+    values = [(name, float(getattr(parts, field))) for name, field in BREAKDOWN_PARTS]
     whole = sum(value for _, value in values)
     rows = [(name, number(value), percent(value / whole if whole else None)) for name, value in values]
     rows.append(("end to end", number(whole), ""))
@@ -186,20 +188,15 @@ def _generator(result: RunResult) -> Iterator[Section]:
 def _server(server: ServerView) -> Iterator[Section]:
     rows: list[Row] = [(f"{name} busy", percent(busy)) for name, busy in server.stage_busy.items()]
     rows += [
-        ("rows a microbatch", number(server.rows_per_microbatch)),
+        ("rows per microbatch", number(server.rows_per_microbatch)),
         ("microbatches", str(server.microbatches)),
         ("preemptions", str(server.preemptions)),
     ]
     note = f"The server's counters, subtracted over {number(server.seconds)} s."
     yield Section(title="Server", columns=("value",), rows=tuple(rows), note=note)
     if server.processes:
-        shares = tuple((process_name(p.role, p.name), number(p.cpu_s), number(p.cores)) for p in server.processes)
+        shares = tuple((f"{p.role} {p.name}", number(p.cpu_s), number(p.cores)) for p in server.processes)
         yield Section(title="CPU by process", columns=("CPU s", "cores"), rows=shares)
-
-
-def process_name(role: str, name: str) -> str:
-    """`stage 0`, where the name does not begin with the role already."""
-    return name if name.startswith(role) else f"{role} {name}".strip()
 
 
 def _checks(checks: Checks) -> Section:
@@ -219,10 +216,10 @@ def _checks(checks: Checks) -> Section:
 def _faults(faults: tuple[FaultReport, ...]) -> Section:
     def row(fault: FaultReport) -> Row:
         if fault.error:
-            return f"{fault.fault} on {fault.target}: not done, {fault.error}", DASH, DASH, DASH, DASH, DASH
-        pause = "no end" if fault.pause_s is None else number(fault.pause_s)
-        rates = number(fault.goodput_before), number(fault.goodput_after)
-        return f"{fault.fault} on {fault.target}", f"{fault.at_s:.1f}", str(fault.errors), pause, *rates
+            return f"{fault.fault}: not done, {fault.error}", f"{fault.at_s:.1f}", DASH, DASH, DASH, DASH
+        stall = "no end" if fault.stall_s is None else number(fault.stall_s)
+        rates = number(fault.completed_per_s_before), number(fault.completed_per_s_after)
+        return f"{fault.fault} on {fault.target}", f"{fault.at_s:.1f}", str(fault.errors), stall, *rates
 
-    heads = ("at s", "errors", "silence s", "requests/s before", "after")
+    heads = ("at s", "failed", "stall s", "completed/s before", "after")
     return Section(title="Faults", columns=heads, rows=tuple(map(row, faults)))

@@ -24,7 +24,7 @@ def about_sweep(sweep: SweepResult) -> Section:
 
 
 def levels(results: Sequence[RunResult]) -> Section:
-    """A row a run."""
+    """A row per run."""
 
     def row(result: RunResult) -> tuple[str, ...]:
         ttft, itl = result.latencies.get("ttft"), result.latencies.get("itl")
@@ -41,7 +41,7 @@ def levels(results: Sequence[RunResult]) -> Section:
 
 
 def changes(comparison: Comparison) -> Section:
-    """A row a figure. The intervals of all ratios hold together with 95 % confidence."""
+    """A row per figure. The intervals of all ratios hold together with 95 % confidence."""
     rows = tuple(
         (each.name, number(each.a), number(each.b), f"{each.ratio:.3f}", interval(each.low, each.high), each.verdict)
         for each in comparison.changes

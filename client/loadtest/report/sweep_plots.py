@@ -1,4 +1,4 @@
-"""The plots of a sweep: each figure against the offered rate, with the promise and the best rate that kept it."""
+"""The plots of a sweep: each figure against the offered rate, with the objective and the best rate that kept it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from tramontane.client.loadtest.report.plots import BLUE, COLOURS, DASHES, GREEN, ORANGE, RED, Plot, axis, figure
 from tramontane.client.loadtest.report.wording import percentile
-from tramontane.client.loadtest.result import Quantile, RunResult, SweepResult
+from tramontane.client.loadtest.result import RunResult, SweepResult
 
 _MARKS = ("circle", "square", "diamond", "triangle-up")
 
@@ -45,14 +45,15 @@ def _plot(sweep: SweepResult, unit: str, logarithmic: bool = False) -> go.Figure
 def _latency(sweep: SweepResult, measure: str, quantiles: Sequence[float], title: str, *, logarithmic: bool) -> Plot:
     plot = _plot(sweep, "ms", logarithmic)
     for q, colour, dash, mark in zip(quantiles, COLOURS, DASHES, _MARKS, strict=False):
-        points = [(level, quantile) for level in sweep.levels if (quantile := _quantile(level, measure, q)) is not None]
-        known = [quantile for _, quantile in points]
+        measured = [(level, level.latencies.get(measure)) for level in sweep.levels]
+        points = [(level, known) for level, found in measured if found and (known := found.quantile(q)) is not None]
+        quantiles_known = [known for _, known in points]
         plot.add_scatter(
             x=[_at(level) for level, _ in points],
-            y=[each.value for each in known],
+            y=[each.value for each in quantiles_known],
             error_y={
-                "array": [0.0 if each.high is None else each.high - each.value for each in known],
-                "arrayminus": [0.0 if each.low is None else each.value - each.low for each in known],
+                "array": [0.0 if each.high is None else each.high - each.value for each in quantiles_known],
+                "arrayminus": [0.0 if each.low is None else each.value - each.low for each in quantiles_known],
                 "thickness": 1,
                 "width": 3,
             },
@@ -69,11 +70,6 @@ def _latency(sweep: SweepResult, measure: str, quantiles: Sequence[float], title
             plot.add_scatter(x=ends, y=[objective.limit_ms] * 2, name=name, mode="lines", line=line)
     caption = "Of completed requests, with 95 % confidence. A quantile with too few samples is left out."
     return Plot(title=title, caption=caption, figure=plot)
-
-
-def _quantile(level: RunResult, measure: str, q: float) -> Quantile | None:
-    found = level.latencies.get(measure)
-    return next((each for each in found.quantiles if abs(each.q - q) < 1e-9), None) if found else None
 
 
 def _goodput(sweep: SweepResult) -> Plot:

@@ -21,9 +21,8 @@ from tramontane.client.loadtest.report.wording import (
     sweep_findings,
     sweep_verdict,
     verdict,
-    worst_first,
 )
-from tramontane.client.loadtest.result import Finding, RunResult, Severity, SweepResult
+from tramontane.client.loadtest.result import Finding, RunResult, Severity, SweepResult, worst_first
 
 if TYPE_CHECKING:
     from tramontane.client.loadtest.judging.compare import Comparison

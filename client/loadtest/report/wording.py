@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,6 +14,12 @@ DASH = "-"
 
 Verdict: TypeAlias = tuple[Severity | None, str]
 """A sentence, and the worst that it means; None where all is well."""
+
+_VERDICTS = {
+    Severity.WRONG: "The server gave wrong answers.",
+    Severity.INVALID: "These figures cannot be trusted.",
+    Severity.MISSED: "An objective was not kept.",
+}
 
 
 def number(value: float | None) -> str:
@@ -94,12 +99,6 @@ def target_words(target: TargetInfo) -> str:
     return ", ".join(words)
 
 
-def worst_first(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings in the order in which they must be read."""
-    order = list(Severity)
-    return sorted(findings, key=lambda finding: order.index(finding.severity))
-
-
 def sweep_findings(sweep: SweepResult) -> list[Finding]:
     """Those of the whole, and those of all levels, each with its level.
 
@@ -120,13 +119,8 @@ def sweep_findings(sweep: SweepResult) -> list[Finding]:
 
 def verdict(result: RunResult) -> Verdict:
     """The run in one sentence."""
-    severities = {finding.severity for finding in result.findings}
-    if Severity.WRONG in severities:
-        return Severity.WRONG, "The server gave wrong answers."
-    if Severity.INVALID in severities:
-        return Severity.INVALID, "These figures cannot be trusted."
-    if Severity.MISSED in severities or any(kept.met is False for kept in result.objectives):
-        return Severity.MISSED, "An objective was not kept."
+    if result.worst in _VERDICTS:
+        return result.worst, _VERDICTS[result.worst]
     if not result.objectives:
         return None, "No objective was set, so there is no verdict."
     if any(kept.met is None for kept in result.objectives):
@@ -137,7 +131,7 @@ def verdict(result: RunResult) -> Verdict:
 def sweep_verdict(sweep: SweepResult) -> Verdict:
     """The sweep in one sentence. A level above the best rate is meant to miss, and colours nothing."""
     if any(finding.severity is Severity.WRONG for finding in sweep_findings(sweep)):
-        return Severity.WRONG, "The server gave wrong answers."
+        return Severity.WRONG, _VERDICTS[Severity.WRONG]
     if not sweep.objectives:
         return None, "No objective was set, so there is no best rate."
     if sweep.best_rate is None:
