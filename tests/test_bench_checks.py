@@ -7,9 +7,10 @@ from dataclasses import replace
 import fake_server
 import pytest
 
+from tramontane.client.loadtest.generator.asking_again import Server, ask_again
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import Answer, TargetOptions
-from tramontane.client.loadtest.judging.agreement import across_levels, first_difference, identity
+from tramontane.client.loadtest.judging.agreement import across_levels, first_difference, identity, pair
 from tramontane.client.loadtest.judging.checks import check, disagreement, findings_of_checks
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
@@ -72,8 +73,11 @@ def asks_for(*prompts: str, **options: object) -> list[Ask]:
     return [Ask(number=n, prompt=prompt, **{"max_tokens": 4, **options}) for n, prompt in enumerate(prompts)]
 
 
-async def checked(asks: list[Ask], records: list[Record], server: CountingServer | None = None, **options) -> Checks:
-    return await check(asks, records, server or CountingServer(), **{"must_match": True, **options})
+async def checked(
+    asks: list[Ask], records: list[Record], server: Server | None = None, *, must_match: bool = True, **options
+) -> Checks:
+    asked = pair(asks, records)
+    return check(asked, await ask_again(asked, server or CountingServer(), **options), must_match=must_match)
 
 
 async def test_an_honest_run_is_found_right():
@@ -264,7 +268,7 @@ async def test_offsets_off_by_one_are_found(server):
     asks = asks_for("a", "k")
     target = GrpcTarget(TargetOptions(address=server.target))
     server.plans.append(off_by_one)
-    found = await check(asks, [await through(target, ask) for ask in asks], target, must_match=True)
+    found = await checked(asks, [await through(target, ask) for ask in asks], target)
     await target.close()
     assert (found.offsets_wrong, found.texts_checked, found.texts_wrong, found.alone_checked) == (1, 1, 0, 1)
     assert found.examples == ("request 0: tokens came with offset 2 after 1 tokens",)
@@ -276,6 +280,6 @@ async def test_a_server_that_contradicts_itself_only_later_is_found_too(server):
     target = GrpcTarget(TargetOptions(address=server.target))
     records = [await through(target, ask) for ask in asks]
     server.plans.append(off_by_one)
-    found = await check(asks, records, target, must_match=True)
+    found = await checked(asks, records, target)
     await target.close()
     assert (found.offsets_wrong, found.alone_checked, found.alone_unanswered) == (1, 0, 0)

@@ -16,8 +16,10 @@ import pytest
 from fake_pipeline import serving
 from local_pipeline import LocalPipeline
 
+from tramontane.client.loadtest.generator.asking_again import ask_again
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import TargetOptions
+from tramontane.client.loadtest.judging.agreement import pair
 from tramontane.client.loadtest.judging.checks import check, findings_of_checks
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import Record
@@ -101,7 +103,9 @@ async def found(folder, asks: list[Ask], heal: Callable[[], None] = lambda: None
     async with embedded_service(folder) as target:
         records = await loaded(target, asks)
         heal()
-        return await check(asks, records, target, must_match=(await target.describe()).row_invariant)
+        asked = pair(asks, records)
+        again = await ask_again(asked, target)
+        return check(asked, again, must_match=(await target.describe()).row_invariant)
 
 
 def without_stops(asks: list[Ask]) -> list[Ask]:

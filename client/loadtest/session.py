@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from tramontane.client.loadtest.generator.asking_again import ask_again
 from tramontane.client.loadtest.generator.ceiling import measure_ceiling
 from tramontane.client.loadtest.generator.faults import Fault
 from tramontane.client.loadtest.generator.observation import Generator, observe
 from tramontane.client.loadtest.generator.target import Target, open_target
-from tramontane.client.loadtest.judging.agreement import across_levels
+from tramontane.client.loadtest.judging.agreement import across_levels, pair
 from tramontane.client.loadtest.judging.assessment import Setting, assess
 from tramontane.client.loadtest.judging.checks import check, disagreement
 from tramontane.client.loadtest.plan import Plan
@@ -119,15 +120,10 @@ class Session:
             return None
         self._progress.say("checking the answers")
         wishes = self._wishes
-        return await check(
-            plan.asks,
-            records,
-            self._target,
-            must_match=self.info.row_invariant,
-            alone=alone,
-            texts=wishes.texts if self.info.has_tokenizer else 0,
-            seed=plan.load.seed,
-        )
+        asked = pair(plan.asks, records)
+        texts = wishes.texts if self.info.has_tokenizer else 0
+        again = await ask_again(asked, self._target, alone=alone, texts=texts, seed=plan.load.seed)
+        return check(asked, again, must_match=self.info.row_invariant)
 
 
 @asynccontextmanager

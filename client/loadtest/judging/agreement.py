@@ -1,4 +1,4 @@
-"""When are two answers to one request the same, and is a text what its ids print? Pure comparisons; `checks.py` asks.
+"""When are two answers to one request the same, and is a text what its ids print? Pure comparisons.
 
 under load [5, 6, 7], alone [5, 6, 7]         as it should be
 under load [5, 9, 7], alone [5, 6, 7]         differ from token 1: another request's keys were read, or rounding
