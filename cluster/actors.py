@@ -88,6 +88,7 @@ class StageWorker:
                 spec.path,
                 spec.span(index),
                 dtype=spec.dtype,
+                quantize=spec.quantize,
                 device=spec.device,
                 on_progress=on_progress,
                 sampleable_ids=spec.sampleable_ids,

@@ -67,6 +67,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     help="Exchange connections that are older, so that clients find new gateways; streams go on. 0 is never.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the checkpoint's.")
+@click.option(
+    "--quantize", type=click.Choice(["int8"]), help="Hold weights in 8 bits, on CPUs with native kernels. Default: no."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
 @click.option("--kv-length", type=click.IntRange(1), help="Tokens of a typical sequence, to share KV among windows.")

@@ -37,6 +37,7 @@ class ServeOptions:
     insecure: bool
     max_connection_age: int
     dtype: str | None
+    quantize: str | None
     device: str
     kv_memory: int | None
     kv_length: int | None
@@ -109,6 +110,7 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
         model_dir=str(model_dir),
         spans=tuple((span.start, span.stop) for span in spans),
         dtype=dtype,
+        quantize=options.quantize,
         device="",  # this, CPUs and threads depend on the cluster: `fit_to`
         layout=layout,
         context=context,
@@ -124,12 +126,16 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
 
 
 def fit_to(spec: ServiceSpec, options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
-    """The spec for a cluster that offers these resources: everything else in it stays as it was planned."""
+    """The spec for a cluster that offers these resources: everything else in it stays as it was planned.
+
+    Raises:
+        ValueError: the device cannot do what was asked for.
+    """
     cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / spec.stages
-    enough = resources.get("GPU", 0.0) >= spec.stages
-    return replace(
-        spec,
-        cpus_per_stage=cpus,
-        threads=options.threads or max(1, math.floor(cpus)),
-        device=options.device if options.device != "auto" else "cuda" if enough else "cpu",
-    )
+    device = options.device
+    if device == "auto":
+        # 8-bit weights are the native CPU kernels' alone.
+        device = "cuda" if resources.get("GPU", 0.0) >= spec.stages and spec.quantize is None else "cpu"
+    if spec.quantize is not None and device != "cpu":
+        raise ValueError(f"quantize is {spec.quantize}, and device is {device}: only CPUs hold weights in 8 bits")
+    return replace(spec, cpus_per_stage=cpus, threads=options.threads or max(1, math.floor(cpus)), device=device)

@@ -106,12 +106,14 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
 
     layers = " + ".join(str(last - first) for first, last in spec.spans)
     resources = ", ".join(f"{amount:g} {name}" for name, amount in spec.stage_resources().items())
+    weights = f" with {spec.quantize} weights" if spec.quantize else ""
     events.tell(
         "model",
-        f"model {spec.name}: {layers} layers, {spec.dtype} on {spec.device}, {resources} a stage",
+        f"model {spec.name}: {layers} layers, {spec.dtype}{weights} on {spec.device}, {resources} a stage",
         name=spec.name,
         stages=spec.stages,
         dtype=spec.dtype,
+        quantize=spec.quantize,
         device=spec.device,
     )
     capacity, chunk = spec.layout.capacity_tokens(), spec.layout.chunk

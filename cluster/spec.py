@@ -33,6 +33,8 @@ class ServiceSpec:
     spans: tuple[tuple[int, int], ...]
     """Each stage's layers, [first, last)."""
     dtype: str
+    quantize: str | None
+    """int8: the weights of all products are held in 8 bits. None: in `dtype`."""
     device: str
     """cpu or cuda."""
     layout: KVLayout

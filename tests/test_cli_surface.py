@@ -11,7 +11,7 @@ from tramontane.client.cli import main
 from tramontane.cluster import cli
 
 OPTIONS = {
-    "serve": {"--stages", "--split", "--name", "--host", "--port", "--insecure", "--dtype", "--device"}
+    "serve": {"--stages", "--split", "--name", "--host", "--port", "--insecure", "--dtype", "--quantize", "--device"}
     | {"--kv-memory", "--kv-length", "--chunk", "--max-batch-tokens", "--max-context", "--max-waiting"}
     | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
     | {"--cpus-per-stage", "--threads", "--address", "--detach", "--log-level", "--json"},

@@ -139,6 +139,7 @@ def spec(folder) -> ServiceSpec:
         model_dir=str(folder),
         spans=((0, 2), (2, 3)),
         dtype="float32",
+        quantize=None,
         device="cpu",
         layout=KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,)),
         context=64,

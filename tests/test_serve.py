@@ -27,6 +27,7 @@ OPTIONS = ServeOptions(
     insecure=False,
     max_connection_age=3600,
     dtype=None,
+    quantize=None,
     device="auto",
     kv_memory=None,
     kv_length=None,
@@ -57,6 +58,13 @@ def test_a_gpu_for_every_stage_makes_auto_cuda() -> None:
     assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).device == "cuda"
     assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 1.0}).device == "cpu"
     assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).stage_resources() == {"GPU": 1.0}
+
+
+def test_weights_of_8_bits_are_for_cpus():
+    options = replace(OPTIONS, quantize="int8")
+    assert plan_service(options, {"CPU": 2.0, "GPU": 2.0}).device == "cpu"
+    with pytest.raises(ValueError, match="quantize is int8, and device is cuda"):
+        plan_service(replace(options, device="cuda"), TWO_CPUS)
 
 
 def test_more_stages_than_cpus_share_them() -> None:
