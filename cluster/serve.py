@@ -113,7 +113,7 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
         name=spec.name,
         stages=spec.stages,
         dtype=spec.dtype,
-        quantize=spec.quantize,
+        weights=spec.quantize or spec.dtype,
         device=spec.device,
     )
     capacity, chunk = spec.layout.capacity_tokens(), spec.layout.chunk
