@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tramontane.client.loadtest.load import arrivals
+from tramontane.client.loadtest.load.durations import parse_duration
 
 seeds = st.integers(0, 2**64)
 rates = st.floats(0.05, 50)
@@ -149,11 +150,11 @@ def test_seeds_differ():
         (lambda: arrivals.steps([(1, -10)], 0), "seconds is -10"),
         (lambda: arrivals.ramp(1, 0, 10, 0), "rate_to is 0"),
         (lambda: arrivals.ramp(1, 1e9, 10, 0), "at most 1,000,000"),
-        (lambda: arrivals.parse_duration("soon"), "duration is 'soon'"),
-        (lambda: arrivals.parse_duration("0s"), "duration is 0; it must be above 0"),
-        (lambda: arrivals.parse_duration("1.2.3s"), "duration is '1.2.3'; it must be a number"),
-        (lambda: arrivals.parse_duration("-5s"), "duration is '-5s'"),
-        (lambda: arrivals.parse_duration("9" * 400), "duration is inf"),
+        (lambda: parse_duration("soon"), "duration is 'soon'"),
+        (lambda: parse_duration("0s"), "duration is 0; it must be above 0"),
+        (lambda: parse_duration("1.2.3s"), "duration is '1.2.3'; it must be a number"),
+        (lambda: parse_duration("-5s"), "duration is '-5s'"),
+        (lambda: parse_duration("9" * 400), "duration is inf"),
         (lambda: arrivals.parse_steps("2:10s,4"), "steps holds '4'; each level must be RATE:DURATION"),
         (lambda: arrivals.parse_steps(""), "steps holds ''"),
         (lambda: arrivals.parse_steps("x:10s"), "rate is 'x'; it must be a number"),
@@ -169,6 +170,6 @@ def test_what_makes_no_schedule_is_refused(call, message):
 
 
 def test_text_forms():
-    assert arrivals.parse_duration(" 2m ") == 120
+    assert parse_duration(" 2m ") == 120
     assert arrivals.parse_steps("2:10, 0.5:1m") == ((2, 10), (0.5, 60))
     assert arrivals.parse_ramp("0.5 - 8") == (0.5, 8)

@@ -15,7 +15,7 @@ from calls import eventually
 
 from tramontane.client.loadtest.generator.faults import (
     Fault,
-    Inflicted,
+    FaultOutcome,
     Kind,
     carry_out,
     find_process,
@@ -42,6 +42,7 @@ STOPPED, ZOMBIE = psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE
         ("stop:router,for=500ms@10", Kind.STOP, "router", None, 0.5, 10.0, "stop:router,for=0.5s@10s"),
         ("stop:gateway=2@1.5m", Kind.STOP, "gateway", "2", 3.0, 90.0, "stop:gateway=2,for=3s@90s"),
         ("kill:stage@0", Kind.KILL, "stage", None, 0.0, 0.0, "kill:stage@0s"),
+        ("kill:stage@1h", Kind.KILL, "stage", None, 0.0, 3600.0, "kill:stage@3600s"),
     ],
 )
 def test_faults_are_read_and_said_again(text, kind, role, name, for_s, at_s, again):
@@ -103,8 +104,8 @@ def stats(*processes: ProcessStats) -> Stats:
 def test_the_process_is_found_by_name_or_as_the_first_of_its_role(sleeper):
     elsewhere = told(sleeper, name="0.10", late_s=500.0)
     service = stats(elsewhere, told(sleeper, role="router", name="0", late_s=500.0), told(sleeper, name="0.9"))
-    assert find_process(service, parse("kill:stage=0.9@1")) == sleeper
-    assert find_process(service, parse("kill:stage@1")) == sleeper, "0.9 comes before 0.10"
+    assert find_process(service, parse("kill:stage=0.9@1")) == (told(sleeper, name="0.9"), sleeper)
+    assert find_process(service, parse("kill:stage@1"))[1] == sleeper, "0.9 comes before 0.10"
     with pytest.raises(ValueError, match=r"the service has no stage 1.0; of that role it has 0.9, 0.10"):
         find_process(service, parse("kill:stage=1.0@1"))
     with pytest.raises(ValueError, match=r"the service has no gateway; of that role it has none"):
@@ -219,13 +220,13 @@ def steady(start: int, end: int) -> list[Record]:
     return [record(s, s + 0.5, s + 0.25, s + 0.5) for s in range(start, end)]
 
 
-def stopped(at_s: float, over_s: float, **changes: object) -> Inflicted:
+def stopped(at_s: float, over_s: float, **changes: object) -> FaultOutcome:
     fault = parse(f"stop:stage,for={over_s - at_s}s@{at_s}")
-    return Inflicted(**{"fault": fault, "at_s": at_s, "over_s": over_s, "target": "stage 0.0 (pid 7)", **changes})
+    return FaultOutcome(**{"fault": fault, "at_s": at_s, "over_s": over_s, "target": "stage 0.0 (pid 7)", **changes})
 
 
-def killed(at_s: float) -> Inflicted:
-    return Inflicted(fault=parse(f"kill:stage@{at_s}"), at_s=at_s, over_s=at_s, target="stage 0.0 (pid 7)")
+def killed(at_s: float) -> FaultOutcome:
+    return FaultOutcome(fault=parse(f"kill:stage@{at_s}"), at_s=at_s, over_s=at_s, target="stage 0.0 (pid 7)")
 
 
 def test_the_example_of_the_head():

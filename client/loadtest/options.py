@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,8 +14,8 @@ from tramontane.client.loadtest.generator import faults
 from tramontane.client.loadtest.generator.observation import Generator
 from tramontane.client.loadtest.generator.target import TargetOptions
 from tramontane.client.loadtest.judging import objectives
-from tramontane.client.loadtest.load.arrivals import parse_duration
 from tramontane.client.loadtest.load.corpus import CHARACTERS_PER_TOKEN, RandomIds, SyntheticText, read_text_file
+from tramontane.client.loadtest.load.durations import parse_duration
 from tramontane.client.loadtest.load.lengths import parse_lengths
 from tramontane.client.loadtest.load.prompt_file import read_prompt_file
 from tramontane.client.loadtest.load.workload import Workload
@@ -44,13 +44,8 @@ class Parsed(click.ParamType[T], Generic[T]):
             self.fail(str(error), param, ctx)
 
 
-def parse_time(text: str) -> float:
-    """A duration as `parse_duration` reads it, or none at all: `0s`. Raises ValueError."""
-    return 0.0 if re.fullmatch(r"0+(\.0*)?(ms|s|m|h)?", text.strip()) else parse_duration(text)
-
-
 DURATION = Parsed("time", parse_duration)
-TIME = Parsed("time", parse_time)
+TIME = Parsed("time", partial(parse_duration, zero_allowed=True))
 LENGTHS = Parsed("lengths", parse_lengths)
 OBJECTIVE = Parsed("objective", objectives.parse_objective)
 FAULT = Parsed("fault", faults.parse)

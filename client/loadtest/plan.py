@@ -1,7 +1,7 @@
 """What a run will do, fixed before it starts: every request, and when it is meant to arrive.
 
-A plan is made from a seed (`arrivals.py`, `workload.py`), so that two runs, two servers or two levels of a sweep get
-the same requests. Workers receive their part of it as JSON.
+A plan is made from a seed (`load/arrivals.py`, `load/workload.py`), so that two runs, two servers or two levels of a
+sweep get the same requests. Workers receive their part of it as JSON.
 """
 
 from __future__ import annotations

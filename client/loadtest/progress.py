@@ -13,7 +13,7 @@ from rich.status import Status
 
 from tramontane.client.loadtest.generator.driver import Pace
 from tramontane.client.loadtest.plan import Plan
-from tramontane.client.loadtest.record import LEFT, Record
+from tramontane.client.loadtest.record import Record
 
 REDRAW_S = 0.5
 LINE_S = 10.0
@@ -54,7 +54,7 @@ def line(plan: Plan, now_s: float, records: list[Record]) -> str:
 
     `12 / 60 s | 118 due | 7 open | 111 ended | 0 failed | TTFT 132 ms`
     """
-    failed = sum(not record.ok and record.status != LEFT for record in records)
+    failed = sum(record.failed for record in records)
     parts = [f"{min(max(now_s, 0.0), plan.load.duration_s):.0f} / {plan.load.duration_s:.0f} s"]
     if plan.load.is_open:
         due = sum(at_s <= now_s for at_s in plan.arrivals_s)

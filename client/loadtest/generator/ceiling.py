@@ -13,7 +13,7 @@ from tramontane.client.loadtest.plan import Ask, Load, Plan
 from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import Ceiling
 
-SECONDS = 2.0
+MEASURED_S = 2.0
 WARMUP_S = 0.5
 USERS = 16
 """A worker. More do not make it faster."""
@@ -26,7 +26,7 @@ async def measure_ceiling(*, workers: int, http: bool) -> Ceiling:
     The null server takes its share of the same cores, so the figure is a lower bound.
     """
     plan = Plan(
-        load=Load(kind="closed", duration_s=WARMUP_S + SECONDS, warmup_s=WARMUP_S, seed=0, users=USERS * workers),
+        load=Load(kind="closed", duration_s=WARMUP_S + MEASURED_S, warmup_s=WARMUP_S, seed=0, users=USERS * workers),
         asks=tuple(
             Ask(number=number, prompt="null" if http else (1, 2, 3), max_tokens=TOKENS, ignore_eos=True)
             for number in range(USERS * workers)
@@ -42,7 +42,7 @@ async def measure_ceiling(*, workers: int, http: bool) -> Ceiling:
     ended = [record for record in records if record.ok and WARMUP_S <= record.ended_s < plan.load.duration_s]
     times_s = [time_s for record in records for time_s in record.message_times_s]
     messages = sum(WARMUP_S <= time_s < plan.load.duration_s for time_s in times_s)
-    return Ceiling(requests_per_s=len(ended) / SECONDS, messages_per_s=messages / SECONDS)
+    return Ceiling(requests_per_s=len(ended) / MEASURED_S, messages_per_s=messages / MEASURED_S)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from enum import StrEnum
 
 import psutil
 
+from tramontane.client.loadtest.load.durations import parse_duration
 from tramontane.client.types import ProcessStats, Stats
 
 ROLES = ("stage", "router", "gateway")
@@ -30,8 +31,6 @@ TICK_S = 0.02
 """The kernel counts a process's start in hundredths of a second."""
 
 _FORM = re.compile(r"(?P<kind>[^:]*):(?P<role>[^=,@]*)(=(?P<name>[^,@]*))?(,for=(?P<for>[^,@]*))?@(?P<at>[^@]*)")
-_TIME = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m)?")
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
 
 class Kind(StrEnum):
@@ -62,13 +61,14 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inflicted:
+class FaultOutcome:
     """A fault that was tried."""
 
     fault: Fault
     at_s: float
-    """When it began, and when what was done was over: the same of a kill."""
+    """When it began, in seconds from the run's start."""
     over_s: float
+    """When what was done was over; of a kill, when it was done."""
     target: str = ""
     """Role, name and pid."""
     error: str = ""
@@ -103,8 +103,8 @@ def parse(text: str) -> Fault:
     return Fault(kind=Kind(kind), role=role, name=name, for_s=for_s, at_s=_seconds(text, "the time", parts["at"]))
 
 
-def find_process(stats: Stats, fault: Fault) -> psutil.Process:
-    """The process to signal, on this host and certainly the one that the service means.
+def find_process(stats: Stats, fault: Fault) -> tuple[ProcessStats, psutil.Process]:
+    """The process to signal, as the service tells it and as this host has it: certainly the same one.
 
     Raises:
         ValueError: the service has no such process, or it is elsewhere or has ended, or it is this process or one that
@@ -124,7 +124,7 @@ def find_process(stats: Stats, fault: Fault) -> psutil.Process:
     own = psutil.Process()
     if told.pid <= 1 or process in (own, *own.parents()):
         raise ValueError(f"{words} runs the load itself, or this program hangs on it")
-    return process
+    return told, process
 
 
 def same_start(one_s: float, other_s: float) -> bool:
@@ -137,27 +137,26 @@ def same_start(one_s: float, other_s: float) -> bool:
     return difference <= TICK_S or abs(difference - 1.0) <= TICK_S
 
 
-async def inflict(fault: Fault, stats: Stats, now: Callable[[], float]) -> Inflicted:
+async def inflict(fault: Fault, stats: Stats, now: Callable[[], float]) -> FaultOutcome:
     """Do it at once. Whatever ends this, a process that it stopped goes on.
 
     `now` gives seconds since the run's start. What cannot be done is said in the result, since the run goes on.
     """
     at_s = now()
     try:
-        process = find_process(stats, fault)
-        target = _words(_choose(stats, fault))
+        told, process = find_process(stats, fault)
         if fault.kind is Kind.KILL:
             process.kill()
         else:
             await _stop(process, fault.for_s)
     except (ValueError, psutil.Error) as error:
-        return Inflicted(fault=fault, at_s=at_s, over_s=at_s, error=str(error))
-    return Inflicted(fault=fault, at_s=at_s, over_s=now(), target=target)
+        return FaultOutcome(fault=fault, at_s=at_s, over_s=at_s, error=str(error))
+    return FaultOutcome(fault=fault, at_s=at_s, over_s=now(), target=_words(told))
 
 
 async def carry_out(
     fault: Fault, known: Stats, read: Callable[[], Awaitable[Stats | None]], now: Callable[[], float]
-) -> Inflicted:
+) -> FaultOutcome:
     """Wait for a fault's time, then `inflict` it.
 
     `known` is a reading from before the run. `read` takes a newer one; where it says nothing in time, as when another
@@ -202,7 +201,7 @@ def _words(told: ProcessStats) -> str:
 
 
 def _seconds(text: str, what: str, time: str) -> float:
-    parts = _TIME.fullmatch(time)
-    if parts is None:
-        raise ValueError(f"fault {text!r}: {what} is {time!r}; it must be a time such as 20s, 500ms or 1.5")
-    return float(parts["number"]) * _UNITS_S[parts["unit"]]
+    try:
+        return parse_duration(time, zero_allowed=True)
+    except ValueError:
+        raise ValueError(f"fault {text!r}: {what} is {time!r}; it must be a time such as 20s, 500ms or 1.5") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tramontane.client.loadtest.generator.driver import Pace
-from tramontane.client.loadtest.generator.faults import Fault, Inflicted, carry_out
+from tramontane.client.loadtest.generator.faults import Fault, FaultOutcome, carry_out
 from tramontane.client.loadtest.generator.fleet import Fleet, Usage
 from tramontane.client.loadtest.generator.target import Target, TargetOptions
 from tramontane.client.loadtest.plan import Plan
@@ -55,7 +55,7 @@ class Observation:
     after: Reading
     at_rest: Stats | None
     """After the last request."""
-    faults: tuple[Inflicted, ...]
+    faults: tuple[FaultOutcome, ...]
     until_s: float
     """When arrivals ended: the plan's duration, or less where the run was stopped."""
     stopped: bool

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tramontane.client.loadtest.generator.faults import Inflicted
+from tramontane.client.loadtest.generator.faults import FaultOutcome
 from tramontane.client.loadtest.plan import Conduct
 from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.result import FaultReport
@@ -25,7 +25,7 @@ QUIET_S = 1.0
 
 
 def reports(
-    inflicted: Sequence[Inflicted], records: Sequence[Record], window_s: tuple[float, float]
+    inflicted: Sequence[FaultOutcome], records: Sequence[Record], window_s: tuple[float, float]
 ) -> tuple[FaultReport, ...]:
     """What each fault cost until the next one, in the order of their times.
 
@@ -63,7 +63,7 @@ def reports(
     return tuple(found)
 
 
-def recovery(inflicted: Inflicted, records: Sequence[Record], until_s: float) -> float | None:
+def recovery(inflicted: FaultOutcome, records: Sequence[Record], until_s: float) -> float | None:
     """When the first request that was sent after the fault completed, with none failing for QUIET_S after it.
 
     Not while the fault lasts: another replica may go on all the time.
@@ -110,7 +110,7 @@ def _completed_per_s(records: Sequence[Record], start_s: float, end_s: float) ->
     return sum(record.ok and start_s <= record.ended_s < end_s for record in records) / (end_s - start_s)
 
 
-def _not_done(inflicted: Inflicted) -> FaultReport:
+def _not_done(inflicted: FaultOutcome) -> FaultReport:
     return FaultReport(
         fault=str(inflicted.fault),
         at_s=inflicted.at_s,

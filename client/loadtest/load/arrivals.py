@@ -22,12 +22,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tramontane.client.loadtest.load.durations import parse_duration
 from tramontane.client.loadtest.load.streams import Stream, generator
 
 MAX_ARRIVALS = 1_000_000
 """Of one schedule, on the mean: each becomes a request in memory."""
-
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 Float64Array = NDArray[np.float64]
 
@@ -90,18 +89,6 @@ def ramp(rate_from: float, rate_to: float, duration_s: float, seed: int) -> tupl
         return np.asarray(2 * unit / (first + root))
 
     return _stretched(expected, 1.0, seed, duration_s, when)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds.
-
-    >>> [parse_duration(text) for text in ("30", "30s", "1.5m", "1h", "250ms")]
-    [30.0, 30.0, 90.0, 3600.0, 0.25]
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|s|m|h|)\s*", text)
-    if match is None:
-        raise ValueError(f"duration is {text!r}; it must be a number with ms, s, m or h, such as 30s or 5m")
-    return _positive("duration", _number("duration", match[1]) * _UNITS[match[2]])
 
 
 def parse_steps(text: str) -> tuple[tuple[float, float], ...]:
