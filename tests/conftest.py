@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sample_results
 from fake_server import FakeServer
 from service import Service
 
 from tramontane.client import Client
+from tramontane.client.loadtest.result import RunResult, SweepResult
 
 # Where the tests run in the background, SIGINT is ignored, and every process that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,6 +23,18 @@ EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 @pytest.fixture(scope="session")
 def embedded_dir() -> Path:
     return EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def one() -> RunResult:
+    """A load test's result, with a fault in it."""
+    return sample_results.run(fault=True)
+
+
+@pytest.fixture(scope="session")
+def many() -> SweepResult:
+    """A sweep of three levels, the last of which misses its objectives."""
+    return sample_results.sweep((4.0, 16.0, 24.0))
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from tramontane.client.loadtest.judging.quantiles import distribution, grouped_distribution
 from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.result import (
-    QUANTILES,
     Breakdown,
     Ceiling,
     Checks,
     Counts,
-    Distribution,
     FaultReport,
     Finding,
     GeneratorLag,
@@ -21,7 +20,6 @@ from tramontane.client.loadtest.result import (
     Objective,
     ObjectiveResult,
     ProcessShare,
-    Quantile,
     RunResult,
     Samples,
     Second,
@@ -37,28 +35,11 @@ OBJECTIVES = (
     Objective(measure="ttft", q=0.95, limit_ms=1000),
     Objective(measure="itl", q=0.95, limit_ms=80),
 )
+HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[2J[red]{{ 7 * 7 }}"
+"""What a server may say of itself."""
+STALLED = "1 stall: requests were open and no message came, the longest for 5.2 s from 70.1 s on"
 MEANT_FOR_RATE = 20.0
 DURATION_S, WARMUP_S = 120.0, 20.0
-
-
-def distribution(values) -> Distribution:
-    values = np.sort(np.asarray(values, float))
-    count = len(values)
-    quantiles = []
-    for q in QUANTILES:
-        if count * (1 - q) >= 10:
-            spread = 1.96 * np.sqrt(count * q * (1 - q))
-            low, high = (int(np.clip(count * q + side * spread, 0, count - 1)) for side in (-1, 1))
-            value = float(np.quantile(values, q))
-            quantiles.append(Quantile(q=q, value=value, low=float(values[low]), high=float(values[high])))
-    return Distribution(
-        count=count,
-        mean=float(values.mean()),
-        std=float(values.std()),
-        minimum=float(values[0]),
-        maximum=float(values[-1]),
-        quantiles=tuple(quantiles),
-    )
 
 
 def samples(rate: float, seed: int) -> Samples:
@@ -113,8 +94,8 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
     found = samples(rate, seed)
     latencies = {
         "ttft": distribution(found.ttfts_ms),
-        "itl": distribution([gap for gaps in found.itls_ms for gap in gaps]),
-        "itl_per_token": distribution([gap for gaps in found.itls_ms for gap in gaps]),
+        "itl": grouped_distribution(found.itls_ms),
+        "itl_per_token": grouped_distribution(found.itls_ms),
         "tpot": distribution(found.tpots_ms),
         "e2el": distribution(found.e2els_ms),
         "e2el_per_token": distribution(np.asarray(found.e2els_ms) / found.output_lens),
@@ -125,19 +106,25 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
         for each, value in zip(OBJECTIVES, values, strict=True)
     )
     findings = [
-        Finding(severity=Severity.MISSED, text=f"{each.objective}: measured {each.value_ms:.0f} ms")
+        Finding(severity=Severity.MISSED, text=f"{each.objective} was missed: it is {each.value_ms:.1f} ms")
         for each in kept
         if not each.met
     ]
     if fault:
-        findings.append(Finding(severity=Severity.NOTE, text="Silence of 5.2 s from 70.1 s on: see Faults."))
+        findings.append(
+            Finding(
+                severity=Severity.NOTE,
+                text=STALLED,
+            )
+        )
     failed = 31 if fault else 0
     seconds = DURATION_S - WARMUP_S
     completed = len(found.ttfts_ms)
     result = RunResult(
         date="2026-11-28T09:15:02Z",
         tool="tramontane bench 0.2.0",
-        command=f"tramontane bench run 127.0.0.1:50051 --rate {rate:g} --duration {DURATION_S:g} --seed {seed}",
+        command="tramontane bench run --target 127.0.0.1:50051 "
+        f"--rate {rate:g} --duration {DURATION_S:g}s --warmup {WARMUP_S:g}s --seed {seed}",
         target=TargetInfo(
             kind="grpc",
             address="127.0.0.1:50051",
@@ -178,18 +165,16 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
         generator_cores=0.31,
         server=ServerView(
             seconds=seconds + 0.02,
-            stage_busy={"stage-0": min(0.99, rate / 21), "stage-1": min(0.97, rate / 22)},
+            stage_busy={"0.0": min(0.99, rate / 21), "0.1": min(0.97, rate / 22)},
             microbatches=4210,
             rows_per_microbatch=rate * 0.6,
             preemptions=0,
             processes=(
-                ProcessShare(role="generator", name="worker-0", cpu_s=15.1, cores=0.15),
-                ProcessShare(role="generator", name="worker-1", cpu_s=15.8, cores=0.16),
-                ProcessShare(role="gateway", name="", cpu_s=22.4, cores=0.22),
-                ProcessShare(role="router", name="", cpu_s=18.9, cores=0.19),
-                ProcessShare(role="stage", name="stage-0", cpu_s=188.0, cores=1.88),
-                ProcessShare(role="stage", name="stage-1", cpu_s=181.3, cores=1.81),
-                ProcessShare(role="controller", name="", cpu_s=0.6, cores=0.006),
+                ProcessShare(role="gateway", name="0", cpu_s=22.4, cores=0.22),
+                ProcessShare(role="router", name="0", cpu_s=18.9, cores=0.19),
+                ProcessShare(role="stage", name="0.0", cpu_s=188.0, cores=1.88),
+                ProcessShare(role="stage", name="0.1", cpu_s=181.3, cores=1.81),
+                ProcessShare(role="controller", name="0", cpu_s=0.6, cores=0.006),
             ),
         ),
         checks=Checks(
@@ -207,9 +192,9 @@ def run(rate: float = 12.0, seed: int = 1, *, fault: bool = False, **changes) ->
         stalls=(Stall(start_s=70.1, end_s=75.3),) if fault else (),
         faults=(
             FaultReport(
-                fault="kill:stage:1@70s",
+                fault="kill:stage=0.1@70s",
                 at_s=70.1,
-                target="stage stage-1, pid 4242",
+                target="stage 0.1, pid 4242",
                 errors=31,
                 stall_s=5.2,
                 completed_per_s_before=11.8,

@@ -10,6 +10,18 @@ import numpy as np
 from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.record import OK, Record
 
+THE_EXAMPLE = Record(
+    number=0,
+    intended_s=2.000,
+    sent_s=2.001,
+    message_times_s=(2.101, 2.151),
+    message_tokens=(1, 2),
+    ended_s=2.152,
+    status="OK",
+    completion_tokens=3,
+)
+"""The one at the head of `record.py`."""
+
 
 def open_load(duration_s, warmup_s=0.0, kind="poisson", rate=10.0):
     return Load(kind=kind, duration_s=duration_s, warmup_s=warmup_s, seed=0, rate=rate)

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_results import result_of
+from click.testing import CliRunner
+from results_from_records import result_of
 from simulated_queue import open_load, queue
 
+from tramontane.client.loadtest.cli import bench
 from tramontane.client.loadtest.judging.compare import Verdict, compare, verdict
 from tramontane.client.loadtest.judging.objectives import parse_objective
 from tramontane.client.loadtest.judging.resampling import BLOCKS, RERUNS, blocks_of, draws, rerun_quantiles, rerun_sums
+from tramontane.client.loadtest.report.json_report import to_json
 from tramontane.client.loadtest.result import Finding, Severity
 
 LOAD = open_load(66.0, 6.0, rate=10.0)
@@ -52,6 +55,18 @@ def test_a_faster_server_is_better():
     assert found["itl p50 ms"].low < 0.7 < found["itl p50 ms"].high
     assert found["output tokens/s"].verdict is Verdict.SAME, "it was asked for no more"
     assert compare(run(1, 2), run(1, 3, 0.7)).exit_status == 0
+
+
+def test_the_command_exits_1_where_b_is_worse(tmp_path):
+    for name, slowdown in {"a": 1.0, "like_a": 1.0, "slower": 1.3}.items():
+        (tmp_path / name).write_bytes(to_json(run(1, 2 + len(name), slowdown)))
+
+    def compared(name):
+        return CliRunner().invoke(bench, ["compare", str(tmp_path / "a"), str(tmp_path / name)])
+
+    assert compared("like_a").exit_code == 0
+    assert compared("slower").exit_code == 1
+    assert "B is worse: ttft p50 ms" in compared("slower").output
 
 
 def test_a_run_is_the_same_as_itself():

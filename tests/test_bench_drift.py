@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from simulated_queue import answer
+
 from tramontane.client import RouterStats, Stats
 from tramontane.client.loadtest.judging.drift import drift_findings, leftovers
 from tramontane.client.loadtest.record import Record
@@ -16,19 +18,8 @@ def records(first_ms: float, growth: float, seconds: int = 120, rate: int = 5) -
     for number in range(seconds * rate):
         at_s = number / rate
         wait_s = first_ms / 1000 * (1 + growth * at_s / seconds) * chance.uniform(0.9, 1.1)
-        times = (at_s + wait_s, at_s + wait_s + 0.02)
-        made.append(
-            Record(
-                number=number,
-                intended_s=at_s,
-                sent_s=at_s,
-                message_times_s=times,
-                message_tokens=(1, 1),
-                ended_s=times[-1],
-                status="OK",
-                completion_tokens=2,
-            )
-        )
+        first_s = at_s + wait_s
+        made.append(answer(at_s, first_s, first_s + 0.02, tokens=2))
     return made
 
 

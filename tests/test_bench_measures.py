@@ -4,25 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from simulated_queue import answer, open_load, poisson_queue, queue
+from simulated_queue import THE_EXAMPLE, answer, open_load, poisson_queue, queue
 
 from tramontane.client.loadtest.judging.latency import tokens_by_message, values_ms
 from tramontane.client.loadtest.judging.measures import measure
 from tramontane.client.loadtest.judging.objectives import parse_objective
 from tramontane.client.loadtest.judging.quantiles import quantile
 from tramontane.client.loadtest.plan import Conduct, Load
-from tramontane.client.loadtest.record import CUT, LEFT, Record, ServerTimings
-
-THE_EXAMPLE = Record(
-    number=0,
-    intended_s=2.000,
-    sent_s=2.001,
-    message_times_s=(2.101, 2.151),
-    message_tokens=(1, 2),
-    ended_s=2.152,
-    status="OK",
-    completion_tokens=3,
-)
+from tramontane.client.loadtest.record import CUT, LEFT, ServerTimings
 
 
 def measured(records, load=None, objectives=()):

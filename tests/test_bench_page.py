@@ -12,23 +12,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from sample_results import poor_run, run, sweep
+from sample_results import HOSTILE, poor_run, run
 
 from tramontane.client.loadtest.report.page import render_page
 from tramontane.client.loadtest.report.plots import MAX_POINTS, curve, thinned
 from tramontane.client.loadtest.result import MEASURES, Finding, Second, Severity
-
-HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>{{ 7 * 7 }}"
-
-
-@pytest.fixture(scope="module")
-def one():
-    return run(fault=True)
-
-
-@pytest.fixture(scope="module")
-def many():
-    return sweep((4.0, 16.0, 24.0))
 
 
 class Loads(HTMLParser):

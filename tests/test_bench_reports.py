@@ -11,27 +11,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 from rich.console import Console
-from sample_results import distribution, poor_run, run, sweep
+from sample_results import HOSTILE, poor_run
+from simulated_queue import THE_EXAMPLE, answer
 
 from tramontane.client.loadtest.judging.compare import Change, Comparison, Verdict
 from tramontane.client.loadtest.plan import Ask
-from tramontane.client.loadtest.record import PROTOCOL, Record, ServerTimings
+from tramontane.client.loadtest.record import PROTOCOL, ServerTimings
 from tramontane.client.loadtest.report.json_report import from_json, to_json
 from tramontane.client.loadtest.report.request_log import request_line
 from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.result import Finding, ObjectiveResult, Severity
-
-HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[2J[red]{{ 7 * 7 }}"
-
-
-@pytest.fixture(scope="module")
-def one():
-    return run(fault=True)
-
-
-@pytest.fixture(scope="module")
-def many():
-    return sweep((4.0, 16.0, 24.0))
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +103,9 @@ def test_json_of_another_kind_is_refused_with_a_reason(data, says):
 
 
 def test_a_line_of_the_request_log():
-    record = Record(
+    record = replace(
+        THE_EXAMPLE,
         number=7,
-        intended_s=2.0,
-        sent_s=2.001,
-        message_times_s=(2.101, 2.151),
-        message_tokens=(1, 2),
-        ended_s=2.152,
-        status="OK",
-        completion_tokens=3,
         finish_reason="length",
         server=ServerTimings(queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0),
         token_ids=(1, 52, 77),
@@ -155,16 +138,8 @@ def test_a_line_of_the_request_log():
 
 
 def test_a_failed_requests_line_says_why_and_claims_nothing():
-    record = Record(
-        number=0,
-        intended_s=1.0,
-        sent_s=1.0,
-        message_times_s=(),
-        message_tokens=(),
-        ended_s=1.5,
-        status=PROTOCOL,
-        error="no last event\nat all",
-    )
+    nothing = {"message_times_s": (), "message_tokens": (), "prompt_tokens": 0, "completion_tokens": 0}
+    record = answer(1.0, 1.0, 1.5, status=PROTOCOL, error="no last event\nat all", **nothing)
     line = msgspec.json.decode(request_line(record, Ask(number=0, prompt="To be", max_tokens=3)))
     assert line["error"] == "no last event\nat all"
     assert line.keys().isdisjoint({"ttft_ms", "e2el_ms", "first_token_s", "itls_ms", "ids_sha256"})
@@ -180,7 +155,7 @@ def test_the_table_is_plain_where_no_terminal_is(one):
     assert re.search(r"^  ttft +1200 .* -$", text, re.MULTILINE), "too few samples for p99.9"
     assert re.search(r"^  ttft p95 < 1000 ms +\S+ +kept$", text, re.MULTILINE)
     assert re.search(r"^  ended UNAVAILABLE +31 +2.52 %$", text, re.MULTILINE)
-    assert "kill:stage:1@70s on stage stage-1" in text
+    assert "kill:stage=0.1@70s on stage 0.1, pid 4242" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -242,10 +217,6 @@ def test_a_servers_text_does_not_steer_the_terminal(one):
 
 def test_the_console_is_120_columns_wide_without_a_terminal():
     assert open_console(io.StringIO()).width == 120
-
-
-def test_quantiles_of_the_samples_follow_the_rule_of_ten():
-    assert [each.q for each in distribution(range(200)).quantiles] == [0.5, 0.75, 0.9, 0.95]
 
 
 def test_objectives_without_a_verdict_are_no_success(one):
