@@ -69,8 +69,7 @@ struct Pieces {
 };
 
 /// Turn each head's pairs (i, i + hd / 2) by the row's angles.
-template <class Value>
-void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
+inline void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
     const int half = head_dim / 2;
     for (int head = 0; head < count; ++head, heads += head_dim)
         for (int pair = 0; pair < half; ++pair) {
@@ -405,7 +404,7 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step& s
         float* qkv = memory.qkv + row * memory.stride;
         const int piece = step.pieces.piece_of(row);
         const int32_t position = step.pieces.position_of(row, piece);
-        rotate<Value>(qkv, shape.heads + shape.kv_heads, rotation.cosines + int64_t(row) * rotation.half,
+        rotate(qkv, shape.heads + shape.kv_heads, rotation.cosines + int64_t(row) * rotation.half,
                       rotation.sines + int64_t(row) * rotation.half, shape.head_dim);
         round_row<Value>(qkv, keys_at + kv_width);
         write_row(cache, step.layout, shape, step.pieces.block_of(piece, position), position % step.pieces.plan.block,
@@ -413,7 +412,7 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step& s
     });
     const Attention<Value> attend(shape, step.pieces, step.layout, cache, memory.qkv, memory.stride, memory.attended,
                                   memory.width);
-    // The longest pieces come last in a unit's number, and are begun first.
+    // A prompt's later rows see more positions and take longer: they begin, so that the end is even.
     const int units = step.units.count * shape.kv_heads;
     team.share(units, [&](int unit) {
         const int reversed = units - 1 - unit, number = reversed / shape.kv_heads;

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
-COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = ("g++", "c++")
 LIMIT_S = 300
 """For one compilation; it takes about ten seconds on a slow core."""
 
@@ -109,7 +109,7 @@ def find_compiler() -> tuple[list[str], str]:
     wanted = os.environ.get("CXX")
     command = shlex.split(wanted) if wanted else [name for name in COMPILERS if shutil.which(name)][:1]
     if not command:
-        raise NativeUnavailable("there is no C++ compiler (g++ or clang++)")
+        raise NativeUnavailable("there is no C++ compiler (g++)")
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
     except (OSError, subprocess.SubprocessError):

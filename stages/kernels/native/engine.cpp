@@ -28,7 +28,7 @@ auto with_weights(int32_t weights, Body&& body) {
 
 void put(float& word_input, Float32, float value, float) { word_input = value; }
 void put(bfloat16& word_input, BFloat16, float value, float) { word_input = to_bfloat16(value); }
-void put(int8_t& word_input, Int8, float value, float scale) { word_input = int8_t(Int8::quantised(value, scale)); }
+void put(int8_t& word_input, Int8, float value, float scale) { word_input = int8_t(Int8::quantised(all(value), all(scale))[0]); }
 
 template <class Weights>
 struct InWord { using type = float; };
@@ -51,9 +51,7 @@ void pack(int32_t outputs, int32_t inputs, Row&& row, void* to) {
         const float* from = row(output);
         float scale = 1;
         if constexpr (Weights::KIND == WEIGHTS_INT8) {
-            float most = 0;
-            for (int32_t input = 0; from && input < inputs; ++input) most = std::max(most, std::fabs(from[input]));
-            scales[output] = scale = Int8::scale_of(most);
+            scales[output] = scale = Int8::scale_of(from ? Int8::largest(from, inputs) : 0);
             corrections[output] = 0;
         }
         if (!from) continue;

@@ -15,6 +15,7 @@
 // in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on how many there are.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "interface.h"
@@ -128,10 +129,7 @@ struct BFloat16 {
 
     static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
         for (int64_t input = 0; input < inputs; ++input)
-            if constexpr (sizeof(Operand) == sizeof(bfloat16))
-                set(reinterpret_cast<bfloat16&>(operand[input]), row[input]);
-            else
-                set(operand[input], to_float(to_bfloat16(row[input])));
+            set(operand[input], to_float(to_bfloat16(row[input])));
     }
 };
 
@@ -172,20 +170,32 @@ struct Int8 {
     /// The scale of some numbers whose largest is `most`: NaN and infinity go through, so that they come out again.
     static float scale_of(float most) { return most > 0 || most != most ? most / 127 : 1; }
 
-    static int quantised(float value, float scale) {
-        const float steps = std::nearbyint(value / scale);
-        return steps >= -127 && steps <= 127 ? int(steps) : 0;  // of NaN nothing is left here; the scale holds it
+    /// The nearest whole numbers of value / scale, ties to even; 0 where that is NaN, which the scale still holds.
+    static Ints quantised(Floats values, Floats scale) {
+        const Floats steps = values / scale, shift = all(12582912.0f);  // 1.5 x 2^23 leaves no bits for a fraction
+        const Ints whole = same_bits<Ints>(steps + shift) - same_bits<Ints>(shift);
+        return steps == steps ? whole : Ints{};
+    }
+
+    /// The largest magnitude; NaN if there is any.
+    static float largest(const float* row, int64_t inputs) {
+        Floats most{};
+        for (int64_t input = 0; input < inputs; input += WIDTH) {
+            const Floats size = magnitude(load_within(row, input, inputs));
+            most = ((size > most) | (size != size)) ? size : most;
+        }
+        return sum_of_lanes(most) == sum_of_lanes(most) ? largest_lane(most) : NAN;
     }
 
     static void prepare(Operand* operand, float& scale, const float* row, int64_t inputs) {
-        float most = 0;
-        for (int64_t input = 0; input < inputs; ++input) {
-            const float size = std::fabs(row[input]);
-            most = size > most || size != size ? size : most;
-            if (size != size) break;
+        typedef Operand Bytes __attribute__((vector_size(WIDTH)));
+        scale = scale_of(largest(row, inputs));
+        for (int64_t input = 0; input < inputs; input += WIDTH) {
+            // Operands have room for whole vectors, and weights behind the last input are zero.
+            const Ints whole = quantised(load_within(row, input, inputs), all(scale)) + SHIFT;
+            const Bytes bytes = __builtin_convertvector(whole, Bytes);
+            std::memcpy(operand + input, &bytes, sizeof bytes);
         }
-        scale = scale_of(most);
-        for (int64_t input = 0; input < inputs; ++input) operand[input] = Operand(quantised(row[input], scale) + SHIFT);
     }
 };
 

@@ -1,6 +1,6 @@
 // A vector of floats as wide as the CPU's registers, and the few functions of it that the kernels are made of.
 //
-// The types are GCC's and clang's vector extensions, so + - * / < and ?: work lane by lane; every lane is computed
+// The types are GCC's vector extensions, so + - * / < and ?: work lane by lane; every lane is computed
 // in the same way, and what a lane holds never depends on its neighbours unless a name says so (`sum_of_lanes`).
 #pragma once
 
@@ -58,6 +58,14 @@ inline Floats load(const bfloat16* from) {
     return same_bits<Floats>(__builtin_convertvector(load_bits<Shorts>(from), Words) << 16);
 }
 
+/// The vector at a place of a row, with zeros behind the row's end.
+inline Floats load_within(const float* row, int64_t place, int64_t size) {
+    if (place + WIDTH <= size) return load(row + place);
+    Floats values{};
+    std::memcpy(&values, row + place, (size - place) * sizeof(float));
+    return values;
+}
+
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
 /// The two bfloat16 of each word as float32: the first lies in its lower half.
@@ -85,29 +93,25 @@ inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 inline Floats magnitude(Floats a) { return same_bits<Floats>(same_bits<Words>(a) & 0x7fffffffu); }
 
-/// The sum of all lanes, by halves: lane i and lane i + WIDTH / 2 first.
-inline float sum_of_lanes(Floats values) {
-    float lanes[WIDTH];
-    store(lanes, values);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
-}
-
-inline float largest_lane(Floats values) {
-    float lanes[WIDTH];
-    store(lanes, values);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int lane = 0; lane < half; ++lane)
-            lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
-    return lanes[0];
-}
-
 /// 0, 1, 2, ..
 inline Ints lane_numbers() {
     Ints numbers;
     for (int lane = 0; lane < WIDTH; ++lane) numbers[lane] = lane;
     return numbers;
+}
+
+/// The lanes in another order: lane i gets what lane i ^ `step` had.
+inline Floats swapped(Floats values, int step) { return __builtin_shuffle(values, lane_numbers() ^ step); }
+
+/// The sum of all lanes, by halves: lanes i and i + WIDTH / 2 first.
+inline float sum_of_lanes(Floats values) {
+    for (int step = WIDTH / 2; step; step /= 2) values += swapped(values, step);
+    return values[0];
+}
+
+inline float largest_lane(Floats values) {
+    for (int step = WIDTH / 2; step; step /= 2) values = larger(values, swapped(values, step));
+    return values[0];
 }
 
 /// Each value rounded to the nearest bfloat16 (ties to even), still as float32. NaN stays NaN.
