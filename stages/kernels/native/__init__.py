@@ -3,7 +3,8 @@
     vectors.hpp    a vector of 8 or 16 floats
     tiles.hpp      how weights lie, and the tile: the innermost loop of every product
     products.hpp   products of some rows with a matrix, the norm
-    attention.hpp  the first half of a block, and how keys and values lie
+    cache.hpp      how keys and values lie
+    attention.hpp  the first half of a block
     experts.hpp    the second half
     team.hpp       the threads and the memory of a call
     engine.cpp     the functions that Python calls
@@ -156,7 +157,7 @@ class NativeKernels:
         return PackedMatrix(packed, -(-outputs // half) * half * 2, inputs)
 
     def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
-        """[layers, blocks, numbers of a block]; `attention.hpp` has the picture."""
+        """[layers, blocks, numbers of a block]; `cache.hpp` has the picture."""
         numbers = self._library.tramontane_cache_block(ctypes.byref(self._shape), block)
         return torch.zeros(layers, blocks, numbers, dtype=self._dtype)
 

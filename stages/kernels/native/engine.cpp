@@ -28,7 +28,9 @@ auto with_weights(int32_t weights, Body&& body) {
 
 void put(float& word_input, Float32, float value, float) { word_input = value; }
 void put(bfloat16& word_input, BFloat16, float value, float) { word_input = to_bfloat16(value); }
-void put(int8_t& word_input, Int8, float value, float scale) { word_input = int8_t(Int8::quantised(all(value), all(scale))[0]); }
+void put(int8_t& word_input, Int8, float value, float scale) {
+    word_input = int8_t(Int8::quantised(all(value), all(scale))[0]);
+}
 
 template <class Weights>
 struct InWord { using type = float; };

@@ -1,7 +1,7 @@
 // The second half of a block: norm, gate, the chosen experts (or the one FFN of a dense model), residual.
 //
-// A pair is a row and an expert that it chose: pair row x A + rank. Pairs are grouped by expert, so that an expert is one
-// product over all of its rows; the results of a row are added up by rank, whatever order the experts worked in.
+// A pair is a row and an expert that it chose: pair row x A + rank. Pairs are grouped by expert, so that an expert is
+// one product over all of its rows; the results of a row are added up by rank, whatever order the experts worked in.
 //
 // A panel of the first product holds, side by side, COLUMNS / 2 outputs of the gate projection and the same outputs of
 // the up projection, so that SiLU(gate) x up is made of one unit's registers.
@@ -92,7 +92,8 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
         return Rows{inputs, pairs.begin[expert], pairs.begin[expert + 1] - pairs.begin[expert]};
     };
     int units = 0;
-    for (int32_t expert = 0; expert < pairs.experts; ++expert) units += rows_of(expert).units() * panels_of(matrices[expert]);
+    for (int32_t expert = 0; expert < pairs.experts; ++expert)
+        units += rows_of(expert).units() * panels_of(matrices[expert]);
     team.share(units, [&](int unit) {
         int32_t expert = 0;
         for (int mine; unit >= (mine = rows_of(expert).units() * panels_of(matrices[expert])); ++expert) unit -= mine;

@@ -49,7 +49,7 @@ typedef struct {
     int32_t window;         // positions that a query sees, its own included; 0 is all
 } Plan;
 
-// One block of one layer: the layer's weights, its plan, and its keys and values (see attention.hpp).
+// One block of one layer: the layer's weights, its plan, and its keys and values (see cache.hpp).
 typedef struct {
     const Layer* layer;
     const Plan* plan;

@@ -150,7 +150,8 @@ void norm(float* to, const float* from, const float* weight, int32_t dim, float 
     const auto normed = [&](Floats values, Floats weights) {
         return rounded_as<Value>(rounded_as<Value>(values * scale) * weights);
     };
-    for (place = 0; place + WIDTH <= dim; place += WIDTH) store(to + place, normed(load(from + place), load(weight + place)));
+    for (place = 0; place + WIDTH <= dim; place += WIDTH)
+        store(to + place, normed(load(from + place), load(weight + place)));
     Floats weights{};
     std::memcpy(&weights, weight + place, (dim - place) * sizeof(float));
     rest = normed(rest, weights);

@@ -30,8 +30,8 @@ namespace tramontane {
 /// Spins before a waiting thread begins to yield, and before a helper without work goes to sleep: some 20 us.
 constexpr int SPINS = 1000;
 
-/// Bind a helper to a core of its own, if the caller has just as many cores as threads: schedulers have been seen to run
-/// two that wait for each other on one core. With cores to spare, shared with who knows whom, the scheduler knows better.
+/// Bind a helper to a core of its own, if the caller has just as many cores as threads: schedulers have been seen to
+/// run two that wait for each other on one core. With cores to spare, shared with others, the scheduler knows better.
 inline void pin(std::thread& helper, int member, int threads) {
     cpu_set_t mine, its;
     if (sched_getaffinity(0, sizeof mine, &mine) || CPU_COUNT(&mine) != threads) return;

@@ -1,7 +1,7 @@
 // Panels of weights, and the tile: the innermost loop of every product.
 //
-// A matrix [outputs, inputs] lies in panels of COLUMNS outputs. Within a panel the inputs follow one another in words of
-// 4 bytes: a word holds 1 float32, 2 bfloat16 or 4 int8 inputs of one output.
+// A matrix [outputs, inputs] lies in panels of COLUMNS outputs. Within a panel the inputs follow one another in words
+// of 4 bytes: a word holds 1 float32, 2 bfloat16 or 4 int8 inputs of one output.
 //
 //                      output 0   output 1        output COLUMNS - 1
 //     inputs 0 .. n-1  [word]     [word]    ...   [word]              one step of the tile reads such a row
@@ -11,8 +11,8 @@
 // Outputs and inputs that fill no panel or word are padded with zeros. Behind the panels of int8 lie each output's
 // scale (float32) and correction (int32).
 //
-// A tile is up to ROWS rows times one panel. Each of its sums stays in one lane of one register and runs over the inputs
-// in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on how many there are.
+// A tile is up to ROWS rows times one panel. Each of its sums stays in one lane of one register and runs over the
+// inputs in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on their number.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@
 
 namespace tramontane {
 
-/// Registers of a panel's width, and rows of a full tile. The sums fill ROWS x VECTORS registers; a few are needed beside
-/// them, and there are 32 with AVX512, else 16.
+/// Registers of a panel's width, and rows of a full tile. The sums fill ROWS x VECTORS registers; a few are needed
+/// beside them, and there are 32 with AVX512, else 16.
 constexpr int VECTORS = 4;
 constexpr int COLUMNS = VECTORS * WIDTH;
 #if defined(__AVX512F__)
@@ -98,8 +98,8 @@ struct BFloat16 {
         }
     }
 #else
-    // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other. For more than
-    // a few rows, a panel's words are widened once for all of them; the sums are the same.
+    // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other. For more
+    // than a few rows, a panel's words are widened once for all of them; the sums are the same.
     using Operand = float;
 
     static void widen(uint32_t* to, const uint32_t* words, int64_t count) {
