@@ -25,6 +25,7 @@ error stream, whose turn it is.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -53,6 +54,8 @@ PIPELINE_WORKLOAD = "A"
 
 
 def main() -> None:
+    # As Ctrl-C does: whoever has a turn, a service for example, is ended with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     options = parse(sys.argv[1:])
     about = report.machine([Path(sys.argv[0]).name, *sys.argv[1:]]) | {
         "model": options.model,
