@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str], status: int) -> tuple[str, str]:
     """What it said. A run that is fine but for a busy machine, which spoils its figures, is as good as one with 0."""
     out, err = process.communicate(timeout=120)
-    assert process.returncode == status or (process.returncode, status) == (SPOILED, 0), out + err
+    spoiled = (process.returncode, status) == (SPOILED, 0) and "the generator's own lag" in out
+    assert process.returncode == status or spoiled, out + err
     assert "Traceback" not in err
     return out, err
 
@@ -158,20 +159,23 @@ def test_anothers_tokens_are_found(server):
 
 
 def test_a_stall_is_found(server):
-    """A server that is silent for two seconds."""
-    begun = time.monotonic()
+    """A server that is silent for two seconds from its 20th request on."""
+    silent_until: list[float] = []
 
     def stalling(request, context):
         for event in count_up(request, context):
-            if 1.0 <= time.monotonic() - begun < 3.0:
-                time.sleep(3.0 - (time.monotonic() - begun))
+            if len(server.generated) >= 20 and not silent_until:
+                silent_until.append(time.monotonic() + 2.0)
+            if silent_until:
+                time.sleep(max(0.0, silent_until[0] - time.monotonic()))
             yield event
             time.sleep(0.01)
 
     server.plans += [stalling] * 1000
-    begun = time.monotonic() + 2  # while the command starts
-    out, _ = bench_ends(0, "run", *to(server), *FAST, "--rate", "10", "--duration", "8s")
-    assert "1 stall" in out
+    out, _ = bench_ends(0, "run", *to(server), *FAST, "--rate", "10", "--duration", "8s", "--json")
+    result = json.loads(out)["result"]
+    assert any(stall["end_s"] - stall["start_s"] > 1.5 for stall in result["stalls"])
+    assert any("stall" in finding["text"] for finding in result["findings"])
 
 
 def test_sweep_replay_and_compare(server, tmp_path):
@@ -253,23 +257,47 @@ def test_a_server_that_is_not_there():
 
 
 async def test_an_http_server():
+    """It refuses nothing, and bad requests are judged there, too."""
     fake = FakeOpenAI()
     async with fake.serve() as address:
-        process = start("run", "--target", address, *FAST, "--rate", "20", "--duration", "2s", "--json")
-        done = threading.Event()
-        result: list[tuple[str, str]] = []
-
-        def wait() -> None:
-            result.append(process.communicate(timeout=60))
-            done.set()
-
-        threading.Thread(target=wait).start()
-        import asyncio
-
-        while not done.is_set():
-            await asyncio.sleep(0.05)
-    assert process.returncode == 0, result
-    report = json.loads(result[0][0])
+        process = start("run", "--target", address, *FAST, "--rate", "20", "--duration", "2s", "--bad", "0.2", "--json")
+        out, _ = await asyncio.to_thread(ended, process, 1)
+    report = json.loads(out)
     assert report["backend"] == "openai"
-    assert report["completed"] == len(fake.bodies)
-    assert report["result"]["checks"] is None
+    checks = report["result"]["checks"]
+    assert report["completed"] + checks["bad_accepted"] == len(fake.bodies)
+    assert checks["bad_accepted"] > 0
+    assert checks["alone_checked"] == checks["texts_checked"] == 0
+
+
+def test_ctrl_c_in_the_warm_up(server):
+    process = start("run", *to(server), *FAST, "--rate", "20", "--duration", "60s", "--warmup", "50s", "--json")
+    while len(server.generated) < 10:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = ended(process, SPOILED)
+    report = json.loads(out)
+    assert report["duration"] == 0
+    assert any("nothing was measured" in finding["text"] for finding in report["result"]["findings"])
+
+
+def test_ctrl_c_in_a_sweep_learns_nothing_from_the_level_that_it_cut(server):
+    server.plans += [steady] * 2000
+    process = start("sweep", *to(server), *FAST, "--from", "5", "--duration", "4s", "--json")
+    while len(server.generated) < 40:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (0, SPOILED), err
+    found = json.loads(out)
+    rates = [level["request_rate"] for level in found["levels"]]
+    assert found["best_rate"] in (None, *rates[:-1])
+    assert any("stopped by its user" in finding["text"] for finding in found["result"]["findings"])
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_run(server):
+    _, err = bench_ends(2, "run", *to(server), *FAST, "--rate", "20", "--duration", "60s", "--out", "/proc/nope")
+    assert "/proc/nope" in err
+    assert not server.generated

@@ -35,6 +35,7 @@ from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.report.json_report import from_json, to_json
 from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
+from tramontane.client.loadtest.report.wording import printable
 from tramontane.client.loadtest.result import MEASURES, RunResult
 from tramontane.client.loadtest.search import Search
 from tramontane.client.loadtest.session import Run, Session, Wishes, open_session
@@ -45,7 +46,7 @@ EPILOG = (
     "\b\nMeasures:\n"
     + "\n".join(f"  {name}: {words}" for name, words in MEASURES.items())
     + "\n\nExit status: 0; 1 wrong answers; 2 bad usage; 3 an objective was missed; 4 the figures cannot be trusted;"
-    " 5 the server could not be reached."
+    " 5 the run could not be carried out, or its result not saved."
 )
 
 
@@ -96,7 +97,7 @@ def run(**options: Any) -> None:
     async def once(session: Session) -> Run:
         return await session.run(chosen.plan(workload, session.info))
 
-    _finish(_connected(once, options, describe(workload)), options)
+    _run_once(once, options, describe(workload))
 
 
 @bench.command(epilog=EPILOG)
@@ -119,17 +120,18 @@ def sweep(**options: Any) -> None:
     def plan_at(rate: float, session: Session) -> Plan:
         return _at_rate(rate, options).plan(workload, session.info)
 
+    folder = _folder(options)
     result, runs = _connected(
         lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
     )
-    if options["out"]:
-        from tramontane.client.loadtest.report.output import save_sweep  # plots take long to import
-
-        save_sweep(Path(options["out"]), result, runs, texts=options["save_texts"])
     if options["as_json"]:
         click.echo(to_json(result))
     else:
         print_sweep(open_console(), result)
+    if folder:
+        from tramontane.client.loadtest.report.output import save_sweep  # plots take long to import
+
+        _saved(lambda: save_sweep(folder, result, runs, texts=options["save_texts"]))
     sys.exit(result.exit_status)
 
 
@@ -154,7 +156,7 @@ def replay(trace: Path, **options: Any) -> None:
         plan = schedule.replay(trace, speed, warmup_s, seed, session.info, options["characters_per_token"])
         return await session.run(plan)
 
-    _finish(_connected(once, options, "as the trace says"), options)
+    _run_once(once, options, "as the trace says")
 
 
 @bench.command(epilog=EPILOG)
@@ -174,7 +176,7 @@ def soak(**options: Any) -> None:
     async def once(session: Session) -> Run:
         return await session.run(chosen.plan(workload, session.info))
 
-    _finish(_connected(once, options, describe(workload)), options)
+    _run_once(once, options, describe(workload))
 
 
 @bench.command()
@@ -244,21 +246,40 @@ def _connected(job: Callable[[Session], Awaitable[T]], options: dict[str, Any], 
     try:
         return asyncio.run(hold())
     except ConnectionError as error:
-        raise Unreached(str(error)) from None
+        raise Unreached(printable(str(error))) from None
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
 
 
-def _finish(run: Run, options: dict[str, Any]) -> None:
-    if options["out"]:
-        from tramontane.client.loadtest.report.output import save
-
-        save(Path(options["out"]), run, texts=options["save_texts"])
+def _run_once(job: Callable[[Session], Awaitable[Run]], options: dict[str, Any], workload: str) -> None:
+    """Carry one run out, print it, and only then save it: a full disk must not cost its figures."""
+    folder = _folder(options)
+    run = _connected(job, options, workload)
     if options["as_json"]:
         click.echo(to_json(run.result))
     else:
         print_run(open_console(), run.result)
+    if folder:
+        from tramontane.client.loadtest.report.output import save  # plots take long to import
+
+        _saved(lambda: save(folder, run, texts=options["save_texts"]))
     sys.exit(run.result.exit_status)
+
+
+def _folder(options: dict[str, Any]) -> Path | None:
+    """Where to save, made before the run: what is wrong with it must not wait for the run's end."""
+    if not options["out"]:
+        return None
+    folder = Path(options["out"])
+    _understood(lambda: folder.mkdir(parents=True, exist_ok=True))
+    return folder
+
+
+def _saved(save: Callable[[], None]) -> None:
+    try:
+        save()
+    except OSError as error:
+        raise Unreached(f"the result is not saved: {error}") from None
 
 
 def _understood(read: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ import click
 from tramontane.client.connecting import DEFAULT_TARGET
 from tramontane.client.loadtest.generator import faults
 from tramontane.client.loadtest.generator.observation import Generator
-from tramontane.client.loadtest.generator.target import TargetOptions
+from tramontane.client.loadtest.generator.target import TargetOptions, is_http
 from tramontane.client.loadtest.judging import objectives
 from tramontane.client.loadtest.load.corpus import CHARACTERS_PER_TOKEN, RandomIds, SyntheticText, read_text_file
 from tramontane.client.loadtest.load.durations import parse_duration
@@ -230,5 +230,5 @@ def _source(options: dict[str, Any]) -> Any:
         return read_text_file(Path(text), characters)
     if prompts:
         return read_prompt_file(Path(prompts), characters)
-    words = options["words"] or options["target"].startswith("http")
+    words = options["words"] or is_http(options["target"])
     return SyntheticText(characters) if words else RandomIds()

@@ -14,6 +14,7 @@ from rich.status import Status
 from tramontane.client.loadtest.generator.driver import Pace
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.record import Record
+from tramontane.client.loadtest.report.wording import printable
 
 REDRAW_S = 0.5
 LINE_S = 10.0
@@ -27,7 +28,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, style="dim", markup=False)
+        self._console.print(printable(text), style="dim", markup=False)
 
     @contextmanager
     def watching(self, plan: Plan, pace: Pace, records: list[Record]) -> Iterator[None]:

@@ -286,6 +286,11 @@ class TargetInfo:
     has_tokenizer: bool = True
     row_invariant: bool = False
 
+    @property
+    def tells_token_ids(self) -> bool:
+        """Answers can be checked by their ids; HTTP brings text alone."""
+        return self.kind == "grpc"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -381,8 +386,10 @@ class SweepResult:
 
     @property
     def exit_status(self) -> int:
-        """0; 1 for wrong answers at any level, 3 where no rate kept the objectives."""
+        """0; 1 for wrong answers at any level; where no rate kept the objectives 3, or 4 if nothing can be said."""
         everywhere = [*self.findings, *(finding for level in self.levels for finding in level.findings)]
         if any(finding.severity is Severity.WRONG for finding in everywhere):
-            return _EXIT_STATUSES[Severity.WRONG]
-        return 0 if self.best_rate is not None else _EXIT_STATUSES[Severity.MISSED]
+            return 1
+        if self.best_rate is not None:
+            return 0
+        return 4 if any(finding.severity is Severity.INVALID for finding in self.findings) else 3

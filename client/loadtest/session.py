@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from tramontane.client.loadtest.generator.asking_again import ask_again
+from tramontane.client.loadtest.generator.asking_again import Again, ask_again
 from tramontane.client.loadtest.generator.ceiling import measure_ceiling
 from tramontane.client.loadtest.generator.faults import Fault
 from tramontane.client.loadtest.generator.observation import Generator, observe
@@ -98,31 +98,52 @@ class Session:
         A rate holds when every objective is met, the open requests did not pile up, and the generator kept up.
         """
         runs: list[Run] = []
-        while (rate := search.next_rate()) is not None and not self.stopped:
-            # Later levels are compared with the first, which is compared with requests alone.
-            run = await self.run(plan_at(rate), alone=0 if runs else None)
-            holds = keeps(run.result)
-            search.learn(rate, holds=holds)
+        ended_by = ""
+        while (rate := search.next_rate()) is not None and not ended_by:
+            try:
+                # Later levels are compared with the first, which is compared with requests alone.
+                run = await self.run(plan_at(rate), alone=0 if runs else None)
+            except ConnectionError as error:
+                if not runs:
+                    raise
+                ended_by = f"the sweep ended at {rate:.4g} requests/s: {error}"
+                break
             runs.append(run)
-            self._progress.say(f"{rate:.3g} requests/s {'holds' if holds else 'does not hold'}: {_figures(run.result)}")
+            if self.stopped:
+                ended_by = f"stopped by its user at {rate:.4g} requests/s"
+            elif any(finding.severity is Severity.INVALID for finding in run.result.findings):
+                ended_by = f"at {rate:.4g} requests/s the generator, not the server, was at its limit"
+            else:
+                holds = keeps(run.result)
+                search.learn(rate, holds=holds)
+                said = "holds" if holds else "does not hold"
+                self._progress.say(f"{rate:.4g} requests/s {said}: {_figures(run.result)}")
         runs.sort(key=lambda run: run.result.load.rate or 0.0)
         sweep = SweepResult(
             levels=tuple(run.result for run in runs),
             objectives=self._wishes.objectives,
             best_rate=search.held,
             first_missed_rate=search.missed,
-            findings=_sweep_findings(runs, search, self.info),
+            findings=_sweep_findings(runs, search, self.info, ended_by),
         )
         return sweep, runs
 
     async def _check(self, plan: Plan, records: Sequence[Record], alone: int) -> Checks | None:
-        if self.info.kind != "grpc" or self.stopped:
-            return None
-        self._progress.say("checking the answers")
-        wishes = self._wishes
         asked = pair(plan.asks, records)
-        texts = wishes.texts if self.info.has_tokenizer else 0
-        again = await ask_again(asked, self._target, alone=alone, texts=texts, seed=plan.load.seed)
+        if not self.info.tells_token_ids:
+            # Only what records say by themselves: whether what had to be refused was.
+            return check(asked, Again(), must_match=False)
+        self._progress.say("checking the answers")
+        texts = self._wishes.texts if self.info.has_tokenizer else 0
+        asking = asyncio.create_task(ask_again(asked, self._target, alone=alone, texts=texts, seed=plan.load.seed))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({asking, stop}, return_when=asyncio.FIRST_COMPLETED)
+            again = asking.result() if asking.done() else Again()
+        finally:
+            asking.cancel()
+            stop.cancel()
+            await asyncio.gather(asking, stop, return_exceptions=True)
         return check(asked, again, must_match=self.info.row_invariant)
 
 
@@ -151,16 +172,15 @@ async def open_session(wishes: Wishes, progress: Progress) -> AsyncIterator[Sess
             generator=wishes.generator,
         )
         session = Session(wishes, target, setting, progress)
-        with _first_signal(session.stop):
+        with _signals(session.stop):
             yield session
     finally:
         await target.close()
 
 
 def keeps(result: RunResult) -> bool:
-    """Whether a run's rate holds."""
-    severities = {finding.severity for finding in result.findings}
-    return not severities & {Severity.MISSED, Severity.INVALID} and result.stationary is not False
+    """Whether a run's rate holds. An objective that nothing was measured for is not kept."""
+    return all(kept.met for kept in result.objectives) and result.stationary is not False
 
 
 def _figures(result: RunResult) -> str:
@@ -170,11 +190,15 @@ def _figures(result: RunResult) -> str:
     )
 
 
-def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo) -> tuple[Finding, ...]:
-    levels = {f"{run.result.load.rate:.3g}/s": (run.plan.asks, run.records) for run in runs}
+def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo, ended_by: str) -> tuple[Finding, ...]:
+    levels = {f"{run.result.load.rate:.6g}/s": (run.plan.asks, run.records) for run in runs}
     same = across_levels(levels)
     found = [*disagreement("got other tokens at another level", same, must_match=info.row_invariant)]
-    if search.held is None and search.missed is not None:
+    if ended_by:
+        text = f"{ended_by}; the best rate is what was known by then"
+        severity = Severity.NOTE if search.held is not None else Severity.INVALID
+        found.append(Finding(severity=severity, text=text))
+    elif search.held is None and search.missed is not None:
         text = f"the lowest rate, {search.lowest:g} requests/s, does not hold: begin lower, or loosen the objectives"
         found.append(Finding(severity=Severity.MISSED, text=text))
     elif search.missed is None and search.held is not None:
@@ -184,17 +208,15 @@ def _sweep_findings(runs: Sequence[Run], search: Search, info: TargetInfo) -> tu
 
 
 @contextmanager
-def _first_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM calls `stop`; the next one does what it always does."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def remove() -> None:
-        for number in signals:
-            loop.remove_signal_handler(number)
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or SIGHUP calls `stop`; the next one cancels, so that whatever must be undone is."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "a session is opened by a task"
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def first() -> None:
-        remove()
+        for number in signals:
+            loop.add_signal_handler(number, task.cancel)
         stop()
 
     for number in signals:
@@ -202,4 +224,5 @@ def _first_signal(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        remove()
+        for number in signals:
+            loop.remove_signal_handler(number)

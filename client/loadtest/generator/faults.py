@@ -149,6 +149,8 @@ async def inflict(fault: Fault, stats: Stats, now: Callable[[], float]) -> Fault
             process.kill()
         else:
             await _stop(process, fault.for_s)
+    except asyncio.CancelledError:
+        pass  # the run ends early: what was stopped goes on, and what was done is told
     except (ValueError, psutil.Error) as error:
         return FaultOutcome(fault=fault, at_s=at_s, over_s=at_s, error=str(error))
     return FaultOutcome(fault=fault, at_s=at_s, over_s=now(), target=_words(told))

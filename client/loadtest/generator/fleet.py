@@ -31,6 +31,8 @@ class Usage:
     """When, and by how much an event loop ran behind, in seconds."""
     cores: float
     """CPU seconds a second of all workers over the measured window."""
+    dead_workers: int = 0
+    """Which ended before their time, with all that was open at them."""
 
 
 class Fleet:
@@ -91,13 +93,11 @@ class Fleet:
             process.stdin.close()
 
     async def collect(self, report: Callable[[Record], None]) -> Usage:
-        """Hand on every record as it comes, until all workers are done.
-
-        Raises:
-            ConnectionError: a worker died.
-        """
-        ends = await asyncio.gather(*(_listen(process, report) for process in self._processes))
+        """Hand on every record as it comes, until all workers are done, or dead."""
+        listening = await asyncio.gather(*(_listen(process, report) for process in self._processes))
+        ends = [end for end in listening if end is not None]
         return Usage(
+            dead_workers=len(listening) - len(ends),
             read_lag=tuple(sample for end in ends for sample in end.read_lag),
             cores=sum(_slope(end.cpu_s) for end in ends),
         )
@@ -128,15 +128,18 @@ def split(plan: Plan, workers: int) -> list[Plan]:
     return parts
 
 
-async def _listen(process: asyncio.subprocess.Process, report: Callable[[Record], None]) -> Done:
+async def _listen(process: asyncio.subprocess.Process, report: Callable[[Record], None]) -> Done | None:
+    """The worker's last words; None where it died before."""
     while True:
         match await _hear(process):
             case Ended(record):
                 report(record)
             case Done() as done:
                 return done
+            case None:
+                return None
             case other:
-                raise ConnectionError(f"a worker ended before its time: {other}")
+                raise AssertionError(f"a worker says {other} in the middle of a run")
 
 
 async def _hear(process: asyncio.subprocess.Process) -> Message | None:

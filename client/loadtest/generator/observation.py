@@ -61,11 +61,6 @@ class Observation:
     stopped: bool
     """By its user, before its time."""
 
-    @property
-    def window_s(self) -> tuple[float, float]:
-        """The measured part."""
-        return self.before.at_s, self.until_s
-
 
 async def observe(
     plan: Plan,
@@ -108,8 +103,8 @@ async def observe(
                     await watch.read()
                     fleet.stop()
                 usage = await collecting
-                await asyncio.wait({watching})  # its last reading may still be on its way
                 if not stopping.is_set():
+                    await asyncio.wait({watching})  # its last reading may still be on its way
                     await asyncio.gather(*inflicting)  # one that stops a process may last beyond the run
         finally:
             for task in (collecting, *others):
@@ -124,7 +119,7 @@ async def observe(
             at_rest=await target.stats(),
             faults=tuple(task.result() for task in inflicting if not task.cancelled()),
             until_s=until_s,
-            stopped=until_s < plan.load.duration_s,
+            stopped=stopping.is_set(),
         )
 
 

@@ -23,7 +23,7 @@ from tramontane.client.loadtest.result import TargetInfo
 from tramontane.client.types import Stats
 
 ERROR_LIMIT = 300
-"""Characters of a server's error that are kept."""
+"""Bytes of a server's error that are read, and characters that are kept."""
 LINE_LIMIT_BYTES = 2**20
 """Of one event."""
 
@@ -36,6 +36,15 @@ class OpenAITarget:
         self._options = options
         token = options.read_token()
         url = urlsplit(self._base)
+        if url.username or url.password:
+            raise ValueError(
+                "the target's address holds a user or password, which reports would show; use --token-file"
+            )
+        encrypts = options.tls or options.ca or options.cert or options.key or options.server_name
+        if encrypts and url.scheme == "http":
+            raise ValueError(f"target is {options.address}, which is not encrypted; use https")
+        if options.server_name:
+            raise ValueError(f"server_name is {options.server_name!r}; over HTTP the name is the target's own")
         if token and url.scheme == "http" and not options.clear_token and not is_local(url.netloc):
             raise ValueError(f"the key would travel to {url.netloc} in clear; use https, or --clear-token")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -68,8 +77,8 @@ class OpenAITarget:
         try:
             async with session.post(f"{self._base}/{path}", json=self._body(ask)) as response:
                 if response.status != 200:
-                    text = await response.text(errors="replace")
-                    return reading.answer(f"HTTP_{response.status}", text[:ERROR_LIMIT])
+                    body = await response.content.read(ERROR_LIMIT)
+                    return reading.answer(f"HTTP_{response.status}", body.decode(errors="replace"))
                 async for event in _events(response):
                     if reading.take(event):
                         await on_tokens(1)
@@ -149,7 +158,7 @@ class _Reading:
         self._usage = event.get("usage") or self._usage
         content = ""
         for choice in event.get("choices") or ():
-            content += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            content += choice.get("text") or _said(choice.get("delta") or {})
             self._reason = choice.get("finish_reason") or self._reason
         self._texts.append(content)
         return bool(content)
@@ -166,11 +175,20 @@ class _Reading:
         return Answer(
             status=status,
             error=error,
-            prompt_tokens=self._usage.get("prompt_tokens", 0),
-            completion_tokens=self._usage.get("completion_tokens", messages),
-            finish_reason=self._reason,
+            prompt_tokens=_count(self._usage.get("prompt_tokens"), 0),
+            completion_tokens=_count(self._usage.get("completion_tokens"), messages),
+            finish_reason=str(self._reason),
             text="".join(self._texts),
         )
+
+
+def _said(delta: dict[str, Any]) -> str:
+    """A chat's words. What a model thinks before it answers was waited for just as well."""
+    return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+
+
+def _count(told: object, otherwise: int) -> int:
+    return told if isinstance(told, int) and told >= 0 else otherwise
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

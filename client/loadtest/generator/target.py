@@ -47,9 +47,11 @@ class TargetOptions:
     """Deadline of each request."""
     tls: bool = False
     ca: str | None = None
-    """PEM files, by their paths, as the next ones."""
+    """Path of a PEM file: the authorities to trust."""
     cert: str | None = None
+    """Path of a PEM file: the client's certificate."""
     key: str | None = None
+    """Path of a PEM file: its private key."""
     server_name: str | None = None
     """The name that the server's certificate must carry, where it is not the target's."""
     token_file: str | None = None
@@ -62,11 +64,16 @@ class TargetOptions:
     @property
     def is_http(self) -> bool:
         """An OpenAI-compatible server."""
-        return self.address.startswith(("http://", "https://"))
+        return is_http(self.address)
 
     def read_token(self) -> str | None:
         """The token that the file holds. Raises OSError."""
         return Path(self.token_file).read_text().strip() if self.token_file else None
+
+
+def is_http(address: str) -> bool:
+    """Whether an OpenAI-compatible server is meant; every other address is gRPC's, `http-gateway:50051` too."""
+    return address.startswith(("http://", "https://"))
 
 
 class Target(Protocol):

@@ -17,6 +17,7 @@ from tramontane.client.loadtest.judging.server_view import machine, shared_machi
 from tramontane.client.loadtest.judging.stationarity import stationary
 from tramontane.client.loadtest.judging.timeline import seconds, stalls
 from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.record import CUT
 from tramontane.client.loadtest.result import (
     Ceiling,
     Checks,
@@ -46,14 +47,16 @@ class Setting:
 def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | None) -> RunResult:
     """The whole result of one run."""
     load = replace(plan.load, duration_s=seen.until_s) if seen.stopped else plan.load
-    window_s = (load.warmup_s, seen.until_s)
-    measured = measure(seen.records, load, window_s, setting.objectives)
+    window_s = (min(load.warmup_s, seen.until_s), seen.until_s)
+    # What its user cut is no fault of the server's.
+    records = [record for record in seen.records if not (seen.stopped and record.status == CUT)]
+    measured = measure(records, load, window_s, setting.objectives)
     lag = GeneratorLag(
         send=measured.send_lag,
         read=distribution([late_s * 1000 for at_s, late_s in seen.usage.read_lag if window_s[0] <= at_s < window_s[1]]),
     )
-    is_stationary = stationary(seen.records, load, window_s)
-    silences = stalls(seen.records, window_s)
+    is_stationary = stationary(records, load, window_s)
+    silences = stalls(records, window_s)
     cores = seen.usage.cores + _own_cores(seen)
     here = machine()
     return RunResult(
@@ -77,7 +80,7 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
         checks=checks,
         stationary=is_stationary,
         stalls=silences,
-        faults=reports(seen.faults, seen.records, window_s),
+        faults=reports(seen.faults, records, window_s),
         ceiling=setting.ceiling,
         findings=worst_first(
             [
@@ -98,14 +101,25 @@ def _own_cores(seen: Observation) -> float:
 
 
 def _server(seen: Observation) -> ServerView | None:
-    if seen.before.stats is None or seen.after.stats is None:
+    elapsed_s = seen.after.at_s - seen.before.at_s
+    if seen.before.stats is None or seen.after.stats is None or elapsed_s <= 0:
         return None
-    return view(seen.before.stats, seen.after.stats, seen.after.at_s - seen.before.at_s)
+    return view(seen.before.stats, seen.after.stats, elapsed_s)
 
 
 def _on_the_run(seen: Observation, plan: Plan, window_s: tuple[float, float]) -> Iterator[Finding]:
     yield from drift_findings(seen.records, window_s)
     yield from leftovers(seen.at_rest)
     if seen.stopped:
+        cut = sum(record.status == CUT for record in seen.records)
         text = f"stopped by its user after {seen.until_s:.1f} of {plan.load.duration_s:g} s"
+        text += f"; {cut} requests that were open are left out" if cut else ""
         yield Finding(severity=Severity.NOTE, text=text)
+        if window_s[0] >= window_s[1]:
+            yield Finding(severity=Severity.INVALID, text="it was stopped in its warm-up: nothing was measured")
+    if seen.usage.dead_workers:
+        text = f"{seen.usage.dead_workers} workers died; what was open at them is not in the figures"
+        yield Finding(severity=Severity.INVALID, text=text)
+    elif plan.load.is_open and not seen.stopped and len(seen.records) != len(plan.asks):
+        text = f"of {len(plan.asks)} planned requests {len(seen.records)} were told of: a fault of the generator"
+        yield Finding(severity=Severity.INVALID, text=text)

@@ -107,7 +107,7 @@ def _throughput(
     window_s: Window,
     objectives: Sequence[Objective],
 ) -> Throughput:
-    seconds = window_s[1] - window_s[0]
+    seconds = window_s[1] - window_s[0] or float("inf")  # stopped in its warm-up: rates of 0
     messages = [
         count
         for record in records

@@ -4,9 +4,10 @@
     {"at_s": 1.25, "prompt_tokens": 512, "max_tokens": 64}              a random prompt of that length
     {"timestamp": 1250, "input_length": 512, "output_length": 64}       Mooncake's layout, in milliseconds
 
-The requests file that a run of ours writes is such a trace; of its other keys `temperature`, `seed` and `conduct` are
-read, the last to leave out requests that had to be refused: what was wrong with them is not in the file. Beginnings
-that prompts shared (Mooncake's `hash_ids`) are not kept.
+The requests file that a run of ours writes is such a trace. Of its other keys those are read that decide a request's
+tokens (`temperature`, `top_k`, `top_p`, `seed`, `stop`, `ignore_eos`), and `conduct`, to leave out requests that had to
+be refused: what was wrong with them is not in the file. Beginnings that prompts shared (Mooncake's `hash_ids`) are not
+kept.
 
 Lines may stand in any order. At speed 2 the arrival at 1.25 s comes at 0.625 s.
 """
@@ -50,6 +51,9 @@ class _Line(msgspec.Struct):
     output_length: int | None = None
     temperature: float = 0.0
     seed: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
     conduct: str = Conduct.NORMAL
 
@@ -119,6 +123,9 @@ class _Replay:
             prompt=prompt,
             max_tokens=max_tokens,
             temperature=line.temperature,
+            top_k=line.top_k,
+            top_p=line.top_p,
+            stop=line.stop,
             seed=line.seed if line.seed is not None else _drawn_seed(self.seed, number),
             ignore_eos=line.prompt is None if line.ignore_eos is None else line.ignore_eos,
         )

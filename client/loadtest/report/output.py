@@ -28,7 +28,7 @@ def save_sweep(folder: Path, result: SweepResult, runs: Sequence[Run], *, texts:
     (folder / RESULT).write_bytes(to_json(result))
     (folder / PAGE).write_text(render_page(result.levels, result), encoding="utf-8")
     for run in runs:
-        _save_requests(folder / f"requests-{run.result.load.rate:.3g}.jsonl", run, texts=texts)
+        _save_requests(folder / f"requests-{run.result.load.rate:.6g}.jsonl", run, texts=texts)
 
 
 def _save_requests(path: Path, run: Run, *, texts: bool) -> None:

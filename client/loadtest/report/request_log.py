@@ -34,6 +34,11 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     max_tokens: int
     completion_tokens: int
     seed: int
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
     ttft_ms: float | None = None
     e2el_ms: float | None = None
     itls_ms: list[float] = []
@@ -64,6 +69,11 @@ def request_line(record: Record, ask: Ask, *, texts: bool = False) -> bytes:
         max_tokens=ask.max_tokens,
         completion_tokens=record.completion_tokens,
         seed=ask.seed,
+        temperature=ask.temperature,
+        top_k=ask.top_k,
+        top_p=ask.top_p,
+        stop=ask.stop,
+        ignore_eos=ask.ignore_eos,
         ttft_ms=_gap_ms(record.intended_s, times[0]) if times else None,
         e2el_ms=_gap_ms(record.intended_s, record.ended_s) if record.ok else None,
         itls_ms=[_gap_ms(before, after) for before, after in itertools.pairwise(times)],
