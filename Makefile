@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format protos clean
+.PHONY: help install demo test bench lint format protos clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,10 @@ demo: install ## Serve the embedded model with two stages and stream a dozen pro
 
 test: install lint ## Lint, then run all tests
 	$(BIN)/python -m pytest tests
+
+BENCH ?=
+bench: install ## Measure a realistic model beside its limits and others (BENCH='--quick' for a minute)
+	$(BIN)/python tests/bench/bench_model.py $(BENCH)
 
 lint: install ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def test_json_gives_back_what_it_was_given(one, many, poor):
 
 def test_json_has_vllms_names_where_they_mean_the_same(one):
     document = json.loads(to_json(one))
-    assert document["schema"] == "tramontane.bench/2"
+    assert document["schema"] == "tramontane.bench/1"
     assert document["kind"] == "run"
     ttft = one.latencies["ttft"]
     expected = {
@@ -89,9 +89,10 @@ def test_json_holds_no_nan(one):
     [
         (b"ready", "not a result of `tramontane bench`"),
         (b'{"ttfts": []}', "it names no schema"),
-        (b'{"schema": "tramontane.bench/1", "kind": "run"}', "its schema is 'tramontane.bench/1'"),
-        (b'{"schema": "tramontane.bench/2", "kind": "walk"}', "'run' or 'sweep', not 'walk'"),
-        (b'{"schema": "tramontane.bench/2", "kind": "run", "result": {"date": 3}}', "damaged"),
+        (b'{"schema": "tramontane.bench/9", "kind": "run"}', "its schema is 'tramontane.bench/9'"),
+        (b'{"schema": "tramontane.bench/1", "kind": "walk"}', "'run' or 'sweep', not 'walk'"),
+        (b'{"schema": "tramontane.bench/1", "kind": "run", "result": {"date": 3}}', "damaged"),
+        (b'{"schema": "tramontane.bench/1", "kind": "run", "result": ' + b"[" * 100_000, "not a result"),
     ],
 )
 def test_json_of_another_kind_is_refused_with_a_reason(data, says):
@@ -126,6 +127,7 @@ def test_a_line_of_the_request_log():
         "prompt_tokens": 4,
         "max_tokens": 3,
         "completion_tokens": 3,
+        "temperature": 0.0,
         "seed": 11,
         "ttft_ms": 101.0,
         "e2el_ms": 152.0,
@@ -222,3 +224,10 @@ def test_the_console_is_120_columns_wide_without_a_terminal():
 def test_objectives_without_a_verdict_are_no_success(one):
     kept = tuple(ObjectiveResult(objective=each.objective, value_ms=1.0, met=None) for each in one.objectives)
     assert "No verdict" in printed(print_run, replace(one, objectives=kept))
+
+
+def test_a_result_whose_samples_do_not_match_is_damaged(one):
+    document = json.loads(to_json(one))
+    document["result"]["samples"]["ttfts_ms"].append(1.0)
+    with pytest.raises(ValueError, match=r"damaged.*one row a request"):
+        from_json(json.dumps(document).encode())

@@ -6,7 +6,7 @@ Milliseconds and seconds stand in the names. What could not be known is None, ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from tramontane.client.loadtest.plan import Load
@@ -315,6 +315,11 @@ class Samples:
     output_lens: tuple[int, ...] = ()
     met: tuple[bool, ...] = ()
     """Whether it met every objective."""
+
+    def __post_init__(self) -> None:
+        rows = {len(getattr(self, each.name)) for each in fields(self)}
+        if len(rows) > 1:
+            raise ValueError(f"samples hold one row a request; their columns have {sorted(rows)} rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import msgspec
 from tramontane.client.loadtest.report.wording import percentile
 from tramontane.client.loadtest.result import QUANTILES, RunResult, SweepResult
 
-SCHEMA = "tramontane.bench/2"
+SCHEMA = "tramontane.bench/1"
 """Its number grows when a field of `result` changes its meaning or goes; a new field with a default needs none."""
 
 _SUMMARISED = ("ttft", "tpot", "itl", "e2el")
@@ -47,7 +47,7 @@ def from_json(data: bytes) -> RunResult | SweepResult:
     """
     try:
         head = msgspec.json.decode(data, type=_Head)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"not a result of `tramontane bench`: {error}") from error
     if head.schema != SCHEMA:
         said = f"its schema is {head.schema!r}" if head.schema else "it names no schema"
@@ -58,7 +58,7 @@ def from_json(data: bytes) -> RunResult | SweepResult:
         if head.kind == "run":
             return msgspec.json.decode(head.result, type=RunResult)
         return msgspec.json.decode(head.result, type=SweepResult)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"a damaged result of {SCHEMA}: {error}") from error
 
 
