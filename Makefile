@@ -13,6 +13,7 @@ install: .venv/installed ## Make .venv with everything
 	@echo "setting up .venv; the first time this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,bench,dev]'
+	$(BIN)/python -m tramontane.stages.kernels.native
 	@touch $@
 
 demo: install ## Serve the embedded model with two stages and stream a dozen prompts through it

@@ -94,7 +94,7 @@ def test_a_run(server, tmp_path):
         0, "run", *to(server), *FAST, "--rate", "30", "--duration", "2s", "--workers", "2", "--json", "--out", tmp_path
     )
     report = json.loads(out)
-    assert report["schema"] == "tramontane.bench/2"
+    assert report["schema"] == "tramontane.bench/1"
     assert report["completed"] == report["num_prompts"] == len(server.generated) - 4  # four again alone
     assert report["failed"] == 0
     assert report["output_lens"] == [8] * report["completed"]
