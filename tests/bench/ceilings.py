@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import torch
-from bench.limits import Ceilings
 from torch.nn.functional import linear
+
+from bench.limits import Ceilings
 
 READ_BYTES = 256 * 2**20
 ROWS, WIDTH = 256, 2048

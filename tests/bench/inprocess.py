@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from bench.workloads import Workload
 
+from bench.workloads import Workload
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.sequence import Sequence
 from tramontane.stages.config import ModelConfig

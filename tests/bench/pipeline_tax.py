@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from bench.children import children, in_child
 from bench.inprocess import EPOCH, MAX_BATCH_TOKENS, InProcess, load_stage, serving_layout
 from bench.workloads import Workload
-
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch

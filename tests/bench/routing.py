@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.children import in_child
-from bench.inprocess import InProcess
-from bench.workloads import Workload
 from safetensors import safe_open
 from torch import Tensor
 
+from bench.children import in_child
+from bench.inprocess import InProcess
+from bench.workloads import Workload
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.kernels import one_by_one
 from tramontane.stages.layouts import Slot
