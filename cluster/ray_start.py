@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from tramontane.cluster.spec import NAMESPACE
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
+REACH_TIMEOUT_S = 5.0
 
 
 def start_ray(address: str | None) -> None:
@@ -28,6 +30,7 @@ def start_ray(address: str | None) -> None:
     else:
         # As `ray start` does; the token is that of the environment, or of the file that Ray keeps.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _check_reachable(address)
     import ray
 
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
@@ -38,6 +41,21 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address or "local", **quiet)
     except ConnectionError as error:
         raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for ever, and says only what it tries. `auto` and its like it finds by itself.
+
+    Raises:
+        ConnectionError: nobody listens there.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster at {address}: {error}") from None
 
 
 def _start_reaper() -> None:

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import click
+import grpc
 import pytest
 from fake_openai import FakeOpenAI
-from fake_server import FakeServer, count_up, delta, finished, started
+from fake_server import FakeServer, count_up, delta, finished, refuse, started
 
 from tramontane.client.loadtest.cli import bench
 from tramontane.client.loadtest.result import MEASURES
@@ -247,6 +248,31 @@ def test_ctrl_c_ends_a_soak_with_its_report(server):
 def test_bad_usage_is_one_sentence(arguments, says):
     _, err = bench_ends(2, *arguments)
     assert says in err
+
+
+def test_a_result_is_not_overwritten(server, tmp_path):
+    (tmp_path / "result.json").write_text("precious")
+    _, err = bench_ends(2, "run", *to(server), *FAST, "--rate", "20", "--duration", "60s", "--out", tmp_path)
+    assert "holds a result already" in err
+    assert not server.generated
+
+
+def test_a_short_run_has_a_short_warm_up(server):
+    out, _ = bench_ends(0, "run", *to(server), *FAST[:3], *FAST[5:], "--rate", "20", "--duration", "2s", "--json")
+    assert json.loads(out)["result"]["window_s"] == [0.4, 2.0]
+
+
+def test_a_fault_that_could_not_be_done_is_not_passed_over(server):
+    load = ["--rate", "20", "--duration", "2s", "--fault", "kill:stage=0.7@1s"]
+    out, _ = bench_ends(SPOILED, "run", *to(server), *FAST, *load)
+    assert "was not done" in out
+
+
+def test_a_server_that_refuses_most_is_no_success(server):
+    server.plans += [refuse(grpc.StatusCode.UNAVAILABLE, "broken")] * 1000
+    server.plans.insert(5, count_up)
+    out, _ = bench_ends(SPOILED, "run", *to(server), *FAST, "--rate", "20", "--duration", "2s")
+    assert "most were not served" in out
 
 
 def test_a_server_that_is_not_there():

@@ -33,7 +33,7 @@ from tramontane.client.loadtest.options import (
 )
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
-from tramontane.client.loadtest.report.json_report import from_json, to_json
+from tramontane.client.loadtest.report.json_report import RESULT, from_json, to_json
 from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.report.wording import printable
 from tramontane.client.loadtest.result import MEASURES, RunResult
@@ -83,7 +83,9 @@ def bench() -> None:
 @click.option(
     "--duration", type=DURATION, default="30s", show_default=True, help="Of arrivals; --steps have their own."
 )
-@click.option("--warmup", type=TIME, default="5s", show_default=True, help="Sent at the start and not measured.")
+@click.option(
+    "--warmup", type=TIME, help="Sent at the start and not measured.  [default: 5s, or a fifth of a short run]"
+)
 @objective_option()
 @target_options
 @workload_options
@@ -105,7 +107,7 @@ def run(**options: Any) -> None:
 @click.option("--to", "highest", type=float, default=1024.0, show_default=True, help="Highest rate that is tried.")
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="Of the rate that is found, as a share.")
 @click.option("--duration", type=DURATION, default="30s", show_default=True, help="Of each level.")
-@click.option("--warmup", type=TIME, default="5s", show_default=True, help="Of each level.")
+@click.option("--warmup", type=TIME, help="Of each level.  [default: 5s, or a fifth of a short level]")
 @objective_option("ttft:p95<1s", "itl:p95<100ms")
 @target_options
 @workload_options
@@ -180,8 +182,8 @@ def soak(**options: Any) -> None:
 
 
 @bench.command()
-@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("a", type=click.Path(exists=True, path_type=Path))
+@click.argument("b", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -191,7 +193,7 @@ def soak(**options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the table.")
 def compare(a: Path, b: Path, threshold: float, as_json: bool) -> None:
-    """Say whether run B is better or worse than run A (each a result.json), and how certain that is.
+    """Say whether run B is better or worse than run A, and how certain that is. Each is a folder that --out has filled.
 
     Exit status: 0; 1 where anything is certainly worse; 2 where the two cannot be compared.
     """
@@ -208,7 +210,10 @@ def _schedule(options: dict[str, Any]) -> Schedule:
     kinds = [kind for kind in ("rate", "steps", "ramp", "users") if options[kind] is not None]
     if len(kinds) != 1:
         raise ValueError(f"give one of --rate, --steps, --ramp and --users; given are {', '.join(kinds) or 'none'}")
-    duration_s, warmup_s, seed = options["duration"], options["warmup"], options["seed"]
+    duration_s, seed = options["duration"], options["seed"]
+    if options["steps"] is not None:
+        duration_s = sum(seconds for _, seconds in options["steps"])
+    warmup_s = _warmup_s(options["warmup"], duration_s)
     match kinds[0]:
         case "steps":
             return schedule.in_steps(options["steps"], warmup_s, seed)
@@ -220,9 +225,14 @@ def _schedule(options: dict[str, Any]) -> Schedule:
             return _at_rate(options["rate"], options)
 
 
+def _warmup_s(asked_s: float | None, duration_s: float) -> float:
+    return min(5.0, duration_s / 5) if asked_s is None else asked_s
+
+
 def _at_rate(rate: float, options: dict[str, Any]) -> Schedule:
     process, burstiness = options.get("arrivals", "poisson"), options.get("burstiness", 1.0)
-    times = options["duration"], options["warmup"], options["seed"]
+    duration_s = options["duration"]
+    times = duration_s, _warmup_s(options["warmup"], duration_s), options["seed"]
     return schedule.at_rate(rate, *times, process=process, burstiness=burstiness)
 
 
@@ -271,6 +281,8 @@ def _folder(options: dict[str, Any]) -> Path | None:
     if not options["out"]:
         return None
     folder = Path(options["out"])
+    if (folder / RESULT).exists():
+        raise click.UsageError(f"--out is {folder}, which holds a result already; give another folder")
     _understood(lambda: folder.mkdir(parents=True, exist_ok=True))
     return folder
 
@@ -291,7 +303,7 @@ def _understood(read: Callable[[], T]) -> T:
 
 
 def _read_run(path: Path) -> RunResult:
-    result = from_json(path.read_bytes())
+    result = from_json((path / RESULT if path.is_dir() else path).read_bytes())
     if not isinstance(result, RunResult):
         raise ValueError(f"{path} is a sweep; compare takes two runs")
     return result

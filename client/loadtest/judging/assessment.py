@@ -117,6 +117,9 @@ def _on_the_run(seen: Observation, plan: Plan, window_s: tuple[float, float]) ->
         yield Finding(severity=Severity.NOTE, text=text)
         if window_s[0] >= window_s[1]:
             yield Finding(severity=Severity.INVALID, text="it was stopped in its warm-up: nothing was measured")
+    for outcome in seen.faults:
+        if outcome.error:
+            yield Finding(severity=Severity.INVALID, text=f"fault {outcome.fault} was not done: {outcome.error}")
     if seen.usage.dead_workers:
         text = f"{seen.usage.dead_workers} workers died; what was open at them is not in the figures"
         yield Finding(severity=Severity.INVALID, text=text)

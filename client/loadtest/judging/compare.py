@@ -208,7 +208,8 @@ def _must_be_comparable(a: RunResult, b: RunResult) -> None:
     }
     for what, (of_a, of_b) in asked.items():
         if of_a != of_b:
-            raise ValueError(f"the runs cannot be compared: {what} is {of_a} in A and {of_b} in B")
+            hint = "; `--words` gives both kinds of servers the same" if what == "workload" else ""
+            raise ValueError(f"the runs cannot be compared: {what} is {of_a} in A and {of_b} in B{hint}")
     for name, run in (("A", a), ("B", b)):
         invalid = next((each.text for each in run.findings if each.severity is Severity.INVALID), None)
         if invalid is not None:

@@ -76,6 +76,9 @@ def _on_answers(measured: Measured) -> Iterable[Finding]:
         yield Finding(severity=Severity.INVALID, text="no request arrived in the measured window")
     elif not counts.completed:
         yield Finding(severity=Severity.INVALID, text=f"none of {counts.sent} requests was completed")
+    elif counts.failed + counts.cut > counts.sent / 2:
+        text = f"{counts.failed} of {counts.sent} requests failed and {counts.cut} were cut: most were not served"
+        yield Finding(severity=Severity.INVALID, text=text)
     elif counts.failed or counts.cut:
         yield _note(
             f"{counts.failed} of {counts.sent} requests failed and {counts.cut} were cut;"

@@ -17,6 +17,8 @@ import msgspec
 from tramontane.client.loadtest.report.wording import percentile
 from tramontane.client.loadtest.result import QUANTILES, RunResult, SweepResult
 
+RESULT = "result.json"
+"""The document's name in a folder that `--out` names."""
 SCHEMA = "tramontane.bench/1"
 """Its number grows when a field of `result` changes its meaning or goes; a new field with a default needs none."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tramontane.client.loadtest.report.json_report import to_json
+from tramontane.client.loadtest.report.json_report import RESULT, to_json
 from tramontane.client.loadtest.report.page import render_page
 from tramontane.client.loadtest.report.request_log import request_line
 from tramontane.client.loadtest.result import SweepResult
 from tramontane.client.loadtest.session import Run
 
-RESULT, REQUESTS, PAGE = "result.json", "requests.jsonl", "report.html"
+REQUESTS, PAGE = "requests.jsonl", "report.html"
 
 
 def save(folder: Path, run: Run, *, texts: bool) -> None:

@@ -137,7 +137,7 @@ def sweep_verdict(sweep: SweepResult) -> Verdict:
     if sweep.best_rate is None:
         return Severity.MISSED, "No level kept every objective."
     beyond = (
-        "no level above it missed one"
+        "the highest that was tried"
         if sweep.first_missed_rate is None
         else f"at {sweep.first_missed_rate:.4g} one was missed"
     )
