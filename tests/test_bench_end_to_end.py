@@ -42,10 +42,10 @@ def test_a_run_tells_both_sides(service: Service) -> None:
     assert result["server"]["microbatches"] > 0
     roles = {process["role"] for process in result["server"]["processes"]}
     assert roles == {"controller", "gateway", "router", "stage"}
-    split = result["split"]
+    breakdown = result["breakdown"]
     whole = result["latencies"]["e2el"]["mean"]
-    assert sum(split.values()) == pytest.approx(whole)
-    assert split["prefill_ms"] > 0 < split["decode_ms"]
+    assert sum(breakdown.values()) == pytest.approx(whole)
+    assert breakdown["prefill_ms"] > 0 < breakdown["decode_ms"]
     assert not any("still holds" in finding["text"] for finding in result["findings"])
 
 
