@@ -275,6 +275,13 @@ def test_a_server_that_refuses_most_is_no_success(server):
     assert "most were not served" in out
 
 
+def test_a_sweep_takes_a_server_that_refuses_most_for_a_miss(server):
+    server.plans += [refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")] * 1000
+    out, _ = bench_ends(3, "sweep", *to(server), *FAST, "--from", "20", "--duration", "2s")
+    assert "does not hold" in out
+    assert "nothing is known" not in out
+
+
 def test_a_server_that_is_not_there():
     with FakeServer() as gone:
         target = gone.target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,7 +59,7 @@ def line(plan: Plan, now_s: float, records: list[Record]) -> str:
     failed = sum(record.failed for record in records)
     parts = [f"{min(max(now_s, 0.0), plan.load.duration_s):.0f} / {plan.load.duration_s:.0f} s"]
     if plan.load.is_open:
-        due = sum(at_s <= now_s for at_s in plan.arrivals_s)
+        due = bisect_right(plan.arrivals_s, now_s)
         parts += [f"{due} due", f"{due - len(records)} open"]
     parts += [f"{len(records)} ended", f"{failed} failed"]
     first = [each.message_times_s[0] - each.intended_s for each in records[-50:] if each.message_times_s]

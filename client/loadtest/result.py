@@ -95,6 +95,11 @@ class Counts:
     cut: int
     by_status: dict[str, int]
 
+    @property
+    def mostly_unserved(self) -> bool:
+        """More requests failed or were cut than not: that is the server's doing, whatever else is wrong with a run."""
+        return self.failed + self.cut > self.sent / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:

@@ -109,10 +109,11 @@ class Session:
                 ended_by = f"the sweep ended at {rate:.4g} requests/s: {error}"
                 break
             runs.append(run)
+            invalid = [each.text for each in run.result.findings if each.severity is Severity.INVALID]
             if self.stopped:
                 ended_by = f"stopped by its user at {rate:.4g} requests/s"
-            elif any(finding.severity is Severity.INVALID for finding in run.result.findings):
-                ended_by = f"at {rate:.4g} requests/s the generator, not the server, was at its limit"
+            elif invalid and not run.result.counts.mostly_unserved:
+                ended_by = f"nothing is known from {rate:.4g} requests/s on: {invalid[0]}"
             else:
                 holds = keeps(run.result)
                 search.learn(rate, holds=holds)

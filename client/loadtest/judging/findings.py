@@ -76,7 +76,7 @@ def _on_answers(measured: Measured) -> Iterable[Finding]:
         yield Finding(severity=Severity.INVALID, text="no request arrived in the measured window")
     elif not counts.completed:
         yield Finding(severity=Severity.INVALID, text=f"none of {counts.sent} requests was completed")
-    elif counts.failed + counts.cut > counts.sent / 2:
+    elif counts.mostly_unserved:
         text = f"{counts.failed} of {counts.sent} requests failed and {counts.cut} were cut: most were not served"
         yield Finding(severity=Severity.INVALID, text=text)
     elif counts.failed or counts.cut:
