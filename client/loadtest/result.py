@@ -356,7 +356,7 @@ class RunResult:
     """CPU seconds per second of all generator processes together over the measured window."""
     server: ServerView | None
     checks: Checks | None
-    """None over HTTP, where ids are not told."""
+    """Over HTTP, where ids are not told, only whether bad requests were refused. None where nothing was checked."""
     stationary: bool | None
     """Whether open requests neither piled up nor drained. None where it cannot be told: in a window below 5 s or 30
     requests, and under loads that themselves change (ramp, steps, trace) or wait for answers (closed).

@@ -19,6 +19,7 @@ from tramontane.client.loadtest.generator.target import Target, open_target
 from tramontane.client.loadtest.judging.agreement import across_levels, pair
 from tramontane.client.loadtest.judging.assessment import Setting, assess
 from tramontane.client.loadtest.judging.checks import check, disagreement
+from tramontane.client.loadtest.judging.server_view import machine
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.record import Record
@@ -129,7 +130,7 @@ class Session:
         )
         return sweep, runs
 
-    async def _check(self, plan: Plan, records: Sequence[Record], alone: int) -> Checks | None:
+    async def _check(self, plan: Plan, records: Sequence[Record], alone: int) -> Checks:
         asked = pair(plan.asks, records)
         if not self.info.tells_token_ids:
             # Only what records say by themselves: whether what had to be refused was.
@@ -163,13 +164,14 @@ async def open_session(wishes: Wishes, progress: Progress) -> AsyncIterator[Sess
         ceiling = None
         if wishes.with_ceiling:
             progress.say("measuring the generator's own ceiling")
-            ceiling = await measure_ceiling(workers=wishes.generator.workers, http=info.kind == "openai")
+            ceiling = await measure_ceiling(workers=wishes.generator.workers, http=wishes.generator.target.is_http)
         setting = Setting(
             command=wishes.command,
             target=info,
             workload=wishes.workload,
             objectives=wishes.objectives,
             ceiling=ceiling,
+            machine=machine(),
             generator=wishes.generator,
         )
         session = Session(wishes, target, setting, progress)

@@ -24,10 +24,9 @@ class GrpcTarget:
         self._address = options.address
         self._model = options.model
         self._timeout_s = options.timeout_s
-        secure = options.tls or options.ca or options.cert or options.key or options.server_name
         self._options = ClientOptions(
             connections=options.connections,
-            tls=_tls(options) if secure else None,
+            tls=_tls(options) if options.encrypts else None,
             token=options.read_token(),
             clear_token=options.clear_token,
             attempts=1,

@@ -40,8 +40,7 @@ class OpenAITarget:
             raise ValueError(
                 "the target's address holds a user or password, which reports would show; use --token-file"
             )
-        encrypts = options.tls or options.ca or options.cert or options.key or options.server_name
-        if encrypts and url.scheme == "http":
+        if options.encrypts and url.scheme == "http":
             raise ValueError(f"target is {options.address}, which is not encrypted; use https")
         if options.server_name:
             raise ValueError(f"server_name is {options.server_name!r}; over HTTP the name is the target's own")

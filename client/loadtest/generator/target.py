@@ -66,6 +66,11 @@ class TargetOptions:
         """An OpenAI-compatible server."""
         return is_http(self.address)
 
+    @property
+    def encrypts(self) -> bool:
+        """Any option of encryption asks for it."""
+        return bool(self.tls or self.ca or self.cert or self.key or self.server_name)
+
     def read_token(self) -> str | None:
         """The token that the file holds. Raises OSError."""
         return Path(self.token_file).read_text().strip() if self.token_file else None

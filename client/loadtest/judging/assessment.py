@@ -13,7 +13,7 @@ from tramontane.client.loadtest.judging.fault_cost import reports
 from tramontane.client.loadtest.judging.findings import findings_of_figures
 from tramontane.client.loadtest.judging.measures import measure
 from tramontane.client.loadtest.judging.quantiles import distribution
-from tramontane.client.loadtest.judging.server_view import machine, shared_machine, view
+from tramontane.client.loadtest.judging.server_view import shared_machine, view
 from tramontane.client.loadtest.judging.stationarity import stationary
 from tramontane.client.loadtest.judging.timeline import seconds, stalls
 from tramontane.client.loadtest.plan import Plan
@@ -23,6 +23,7 @@ from tramontane.client.loadtest.result import (
     Checks,
     Finding,
     GeneratorLag,
+    Machine,
     Objective,
     RunResult,
     ServerView,
@@ -41,6 +42,7 @@ class Setting:
     workload: str
     objectives: tuple[Objective, ...]
     ceiling: Ceiling | None
+    machine: Machine
     generator: Generator
 
 
@@ -58,13 +60,12 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
     is_stationary = stationary(records, load, window_s)
     silences = stalls(records, window_s)
     cores = seen.usage.cores + _own_cores(seen)
-    here = machine()
     return RunResult(
         date=seen.date,
         tool=f"tramontane bench {__version__}",
         command=setting.command,
         target=setting.target,
-        machine=here,
+        machine=setting.machine,
         workers=setting.generator.workers,
         load=load,
         workload=setting.workload,
@@ -86,7 +87,7 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
             [
                 *(findings_of_checks(checks) if checks else ()),
                 *findings_of_figures(measured, load, lag, is_stationary, silences),
-                *shared_machine(cores, here.cores),
+                *shared_machine(cores, setting.machine.cores),
                 *_on_the_run(seen, plan, window_s),
             ]
         ),
