@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
+from rich.console import Console
 
 from tramontane.client.loadtest.judging.compare import compare as compare_runs
 from tramontane.client.loadtest.load import schedule
@@ -36,11 +37,12 @@ from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.report.json_report import RESULT, from_json, to_json
 from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.report.wording import printable
-from tramontane.client.loadtest.result import MEASURES, RunResult
+from tramontane.client.loadtest.result import MEASURES, RunResult, SweepResult
 from tramontane.client.loadtest.search import Search
 from tramontane.client.loadtest.session import Run, Session, Wishes, open_session
 
 T = TypeVar("T")
+Result = TypeVar("Result", RunResult, SweepResult)
 
 EPILOG = (
     "\b\nMeasures:\n"
@@ -126,10 +128,7 @@ def sweep(**options: Any) -> None:
     result, runs = _connected(
         lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
     )
-    if options["as_json"]:
-        click.echo(to_json(result))
-    else:
-        print_sweep(open_console(), result)
+    _tell(result, print_sweep, options)
     if folder:
         from tramontane.client.loadtest.report.output import save_sweep  # plots take long to import
 
@@ -265,15 +264,19 @@ def _run_once(job: Callable[[Session], Awaitable[Run]], options: dict[str, Any],
     """Carry one run out, print it, and only then save it: a full disk must not cost its figures."""
     folder = _folder(options)
     run = _connected(job, options, workload)
-    if options["as_json"]:
-        click.echo(to_json(run.result))
-    else:
-        print_run(open_console(), run.result)
+    _tell(run.result, print_run, options)
     if folder:
         from tramontane.client.loadtest.report.output import save  # plots take long to import
 
         _saved(lambda: save(folder, run, texts=options["save_texts"]))
     sys.exit(run.result.exit_status)
+
+
+def _tell(result: Result, show: Callable[[Console, Result], None], options: dict[str, Any]) -> None:
+    if options["as_json"]:
+        click.echo(to_json(result))
+    else:
+        show(open_console(), result)
 
 
 def _folder(options: dict[str, Any]) -> Path | None:
