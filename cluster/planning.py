@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from tramontane.cluster.entrance import Entrance
@@ -70,8 +71,8 @@ class ServeOptions:
         )
 
 
-def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
-    """Turn options and what the cluster offers (Ray's `cluster_resources()`) into the spec of a service.
+def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> ServiceSpec:
+    """Turn options and what each node of the cluster offers (amounts by Ray's names) into the spec of a service.
 
     Raises:
         ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
@@ -122,20 +123,32 @@ def plan_service(options: ServeOptions, resources: Mapping[str, float]) -> Servi
         entrance=options.entrance,
         log_level=options.log_level,
     )
-    return fit_to(spec, options, resources)
+    return fit_to(spec, options, nodes)
 
 
-def fit_to(spec: ServiceSpec, options: ServeOptions, resources: Mapping[str, float]) -> ServiceSpec:
-    """The spec for a cluster that offers these resources: everything else in it stays as it was planned.
+def fit_to(spec: ServiceSpec, options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> ServiceSpec:
+    """The spec for a cluster of these nodes: everything else in it stays as it was planned.
 
     Raises:
         ValueError: the device cannot do what was asked for.
     """
-    cpus = options.cpus_per_stage or resources.get("CPU", 1.0) / spec.stages
+    cpus = options.cpus_per_stage or share_of_nodes([node.get("CPU", 0.0) for node in nodes], spec.stages)
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
     device = options.device
     if device == "auto":
         # 8-bit weights are the native CPU kernels' alone.
-        device = "cuda" if resources.get("GPU", 0.0) >= spec.stages and spec.quantize is None else "cpu"
+        device = "cuda" if gpus >= spec.stages and spec.quantize is None else "cpu"
     if spec.quantize is not None and device != "cpu":
         raise ValueError(f"quantize is {spec.quantize}, and device is {device}: only CPUs hold weights in 8 bits")
     return replace(spec, cpus_per_stage=cpus, threads=options.threads or max(1, math.floor(cpus)), device=device)
+
+
+def share_of_nodes(cpus: Iterable[float], stages: int) -> float:
+    """The most CPUs that each of the stages can have where none is spread over two nodes.
+
+    One CPU over all stages where no node has any: a cluster that is still empty, or none yet.
+    """
+    offered = [Fraction(count) for count in cpus if count > 0]
+    shares = {count / parts for count in offered for parts in range(1, stages + 1)}
+    enough = (share for share in shares if sum(count // share for count in offered) >= stages)
+    return float(max(enough, default=Fraction(1, stages)))

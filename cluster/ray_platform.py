@@ -127,6 +127,11 @@ def create_controller(spec: ServiceSpec) -> Any:
     return cast(Any, Controller).options(**options).remote()
 
 
+def resources_of_nodes() -> list[dict[str, float]]:
+    """What each living node of the cluster offers in all, by Ray's names."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def served_identity() -> str | None:
     """The identity of the service on this Ray cluster, by its record; None where there is none."""
     record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)

@@ -40,7 +40,7 @@ def serve(options: ServeOptions) -> int:
         raise ValueError("detach needs --address: without it, the service's Ray ends with this command")
     # What is wrong with the entrance, the model, or the port, is said before Ray starts.
     warnings = check_entrance(options.entrance, insecure=options.insecure)
-    spec = plan_service(options, {})
+    spec = plan_service(options, [])
     if options.address is None:
         asyncio.run(check_port(options.host, options.port))
 
@@ -58,7 +58,7 @@ def serve(options: ServeOptions) -> int:
     import ray
 
     try:
-        spec = fit_to(spec, options, ray.cluster_resources())
+        spec = fit_to(spec, options, ray_platform.resources_of_nodes())
         _say_plan(spec, events)
         controller = ray_platform.create_controller(spec)
         if not _follow(controller, spec, events, ending, owns_ray=options.address is None):

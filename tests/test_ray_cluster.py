@@ -88,6 +88,8 @@ def test_a_detached_service_over_two_nodes_lives_until_down(cluster: RayCluster)
 
 def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_refused(cluster: RayCluster) -> None:
     serve = [TRAMONTANE, "serve", "--port", "0", "--address", cluster.address]
+    with joined(cluster) as ray:  # one stage must not ask for what two nodes have together
+        eventually(lambda: ray.cluster_resources().get("CPU") == 2)
     first = subprocess.Popen(serve, env=cluster.environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     target = next(line for line in first.stdout if line.startswith("ready")).split(" on ")[-1].strip()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from models import cached_checkpoint, make_checkpoint
 
 from tramontane.cluster.cli import ByteSize
-from tramontane.cluster.planning import ServeOptions, plan_service
+from tramontane.cluster.planning import ServeOptions, plan_service, share_of_nodes
 from tramontane.cluster.serve import serve
 
 OPTIONS = ServeOptions(
@@ -42,7 +45,7 @@ OPTIONS = ServeOptions(
     log_level="info",
     as_json=False,
 )
-TWO_CPUS = {"CPU": 2.0}
+TWO_CPUS = [{"CPU": 2.0}]
 
 
 def test_the_embedded_model_is_the_default() -> None:
@@ -55,14 +58,14 @@ def test_the_embedded_model_is_the_default() -> None:
 
 
 def test_a_gpu_for_every_stage_makes_auto_cuda() -> None:
-    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).device == "cuda"
-    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 1.0}).device == "cpu"
-    assert plan_service(OPTIONS, {"CPU": 2.0, "GPU": 2.0}).stage_resources() == {"GPU": 1.0}
+    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 2.0}]).device == "cuda"
+    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 1.0}]).device == "cpu"
+    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 2.0}]).stage_resources() == {"GPU": 1.0}
 
 
 def test_weights_of_8_bits_are_for_cpus():
     options = replace(OPTIONS, quantize="int8")
-    assert plan_service(options, {"CPU": 2.0, "GPU": 2.0}).device == "cpu"
+    assert plan_service(options, [{"CPU": 2.0, "GPU": 2.0}]).device == "cpu"
     with pytest.raises(ValueError, match="quantize is int8, and device is cuda"):
         plan_service(replace(options, device="cuda"), TWO_CPUS)
 
@@ -70,6 +73,32 @@ def test_weights_of_8_bits_are_for_cpus():
 def test_more_stages_than_cpus_share_them() -> None:
     spec = plan_service(replace(OPTIONS, stages=8), TWO_CPUS)
     assert (spec.cpus_per_stage, spec.threads, spec.stages) == (0.25, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stages", "share"),
+    [
+        ([2], 1, 2.0),
+        ([1, 1], 1, 1.0),  # the cluster has two, and no node has
+        ([1, 1], 2, 1.0),
+        ([2, 1], 2, 1.0),
+        ([3, 1], 2, 1.5),
+        ([4, 4, 4], 4, 2.0),
+        ([1], 49, 1 / 49),
+        ([0, 2], 1, 2.0),
+        ([], 4, 0.25),
+        ([0], 4, 0.25),
+    ],
+)
+def test_a_stage_gets_what_one_node_can_give_it(nodes: list[float], stages: int, share: float) -> None:
+    assert share_of_nodes(nodes, stages) == share
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=5), st.integers(1, 12))
+def test_every_stage_has_room_on_some_node(nodes: list[int], stages: int) -> None:
+    share = share_of_nodes(nodes, stages)
+    assert sum(math.floor(count / share + 1e-9) for count in nodes) >= stages
+    assert share >= max(nodes) / stages * (1 - 1e-9)
 
 
 def test_a_full_context_sets_the_least_kv_memory() -> None:
