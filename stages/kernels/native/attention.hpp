@@ -1,22 +1,13 @@
 // The first half of a block: norm, queries, keys and values, RoPE, the cache, attention, output product, residual.
-//
-// A query walks over its visible positions in tiles of TILE absolute positions and keeps the largest score, the sum and
-// the weighted values so far (online softmax). Every sum runs in the order of positions, and a position out of sight is
-// skipped rather than weighted by zero: a row's bits depend on its own sequence only, and no NaN can come from places
-// that it does not see.
 #pragma once
 
-#include <limits>
-
-#include "cache.hpp"
+#include "attend.hpp"
 #include "products.hpp"
 
 namespace tramontane {
 
-constexpr int TILE = 64;
-
 /// Query rows (positions x query heads of a KV head) of one unit of attention, about.
-constexpr int UNIT_QUERIES = 48;
+constexpr int UNIT_QUERIES = 64;
 
 /// Turn each head's pairs (i, i + hd / 2) by the row's angles.
 inline void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
@@ -34,227 +25,6 @@ void round_row(float* row, int64_t count) {
     if constexpr (sizeof(Value) == sizeof(bfloat16))
         for (int64_t place = 0; place < count; ++place) row[place] = to_float(to_bfloat16(row[place]));
 }
-
-/// The query rows of one unit: `rows` positions of one piece times the `group` query heads of one KV head.
-struct Queries {
-    int piece, kv_head, group;
-    int32_t first_row, rows;
-
-    int count() const { return rows * group; }
-    int32_t row(int query) const { return first_row + query / group; }
-    int head(int query) const { return kv_head * group + query % group; }
-};
-
-/// What a thread needs for one unit of attention.
-struct Workspace {
-    const float** query;                    // [queries]
-    int32_t *first_visible, *last;          // visible positions of each query. [queries]
-    float *scores;                          // [queries, TILE + WIDTH]
-    float *most, *sum;                      // the largest score and the sum of e^(score - most) so far. [queries]
-    float *weighted;                        // values weighted by e^(score - most). [queries, HD]
-
-    static constexpr int STRIDE = TILE + WIDTH;
-
-    Workspace(Arena& arena, int queries, int64_t padded_dim)
-        : query(arena.take<const float*>(queries)), first_visible(arena.take<int32_t>(queries)),
-          last(arena.take<int32_t>(queries)), scores(arena.take<float>(queries * STRIDE)),
-          most(arena.take<float>(queries)), sum(arena.take<float>(queries)),
-          weighted(arena.take<float>(queries * padded_dim)) {}
-};
-
-/// Products of N queries with the keys of V vectors of places.
-template <int N, int V, class Value>
-inline void score(float* const (&to)[N], const float* const (&queries)[N], const Value* keys, int64_t places,
-                  int head_dim) {
-    Floats sums[N][V] = {};
-    for (int dim = 0; dim < head_dim; ++dim) {
-        Floats query[N];
-        for (int row = 0; row < N; ++row) query[row] = all(queries[row][dim]);
-        for (int vector = 0; vector < V; ++vector) {
-            const Floats key = load(keys + dim * places + vector * WIDTH);
-            for (int row = 0; row < N; ++row) sums[row][vector] = fma(query[row], key, sums[row][vector]);
-        }
-    }
-    for (int row = 0; row < N; ++row)
-        for (int vector = 0; vector < V; ++vector) store(to[row] + vector * WIDTH, sums[row][vector]);
-}
-
-/// Add the values of places [begin, end), weighted, to V vectors of N queries' sums.
-template <int N, int V, class Value>
-inline void weigh(float* const (&to)[N], const float* const (&weights)[N], const Value* values, int64_t padded_dim,
-                  int begin, int end) {
-    Floats sums[N][V];
-    for (int row = 0; row < N; ++row)
-        for (int vector = 0; vector < V; ++vector) sums[row][vector] = load(to[row] + vector * WIDTH);
-    for (int place = begin; place < end; ++place) {
-        Floats weight[N];
-        for (int row = 0; row < N; ++row) weight[row] = all(weights[row][place]);
-        for (int vector = 0; vector < V; ++vector) {
-            const Floats value = load(values + place * padded_dim + vector * WIDTH);
-            for (int row = 0; row < N; ++row) sums[row][vector] = fma(weight[row], value, sums[row][vector]);
-        }
-    }
-    for (int row = 0; row < N; ++row)
-        for (int vector = 0; vector < V; ++vector) store(to[row] + vector * WIDTH, sums[row][vector]);
-}
-
-/// Call `body` with the width of each group of vectors that covers `vectors`: 4, 4, .., then 1.
-template <class Body>
-inline void by_vectors(int vectors, Body&& body) {
-    int vector = 0;
-    for (; vector + 4 <= vectors; vector += 4) body(vector, std::integral_constant<int, 4>());
-    for (; vector < vectors; ++vector) body(vector, std::integral_constant<int, 1>());
-}
-
-template <class Value>
-class Attention {
-public:
-    Attention(const Shape& shape, const Pieces& pieces, const CacheLayout& layout, Value* cache, const float* qkv,
-              int64_t qkv_stride, float* attended, int64_t attended_stride)
-        : shape_(shape), pieces_(pieces), layout_(layout), cache_(cache), qkv_(qkv), qkv_stride_(qkv_stride),
-          attended_(attended), attended_stride_(attended_stride), scale_(1.0f / std::sqrt(float(shape.head_dim))) {}
-
-    void operator()(const Queries& queries, const Workspace& space) const {
-        const int count = queries.count();
-        int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
-        for (int query = 0; query < count; ++query) {
-            const int32_t row = queries.row(query), position = pieces_.position_of(row, queries.piece);
-            space.query[query] = qkv_ + row * qkv_stride_ + queries.head(query) * shape_.head_dim;
-            space.first_visible[query] = pieces_.first_visible(position);
-            space.last[query] = position;
-            space.most[query] = -std::numeric_limits<float>::infinity();
-            space.sum[query] = 0;
-            begin = std::min(begin, space.first_visible[query]);
-            end = std::max(end, position + 1);
-        }
-        std::memset(space.weighted, 0, count * layout_.padded_dim * sizeof(float));
-        for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
-            const int32_t low = std::max(begin, tile), high = std::min(end, tile + TILE);
-            score_tile(queries, space, tile, low, high);
-            for (int query = 0; query < count; ++query) soften(space, query, tile);
-            weigh_tile(queries, space, tile, low, high);
-        }
-        for (int query = 0; query < count; ++query) {
-            float* to = attended_ + queries.row(query) * attended_stride_ + queries.head(query) * shape_.head_dim;
-            const float* from = space.weighted + query * layout_.padded_dim;
-            for (int dim = 0; dim < shape_.head_dim; ++dim) to[dim] = from[dim] / space.sum[query];
-        }
-    }
-
-private:
-    /// body(piece of the positions [low, high) that lies in one block, the block, the first one's place in it)
-    template <class Body>
-    void by_block(int piece, int32_t low, int32_t high, Body&& body) const {
-        const int32_t size = pieces_.plan.block;
-        for (int32_t position = low; position < high;) {
-            const int32_t stop = std::min(high, (position / size + 1) * size);
-            body(position, stop, pieces_.block_of(piece, position), position % size);
-            position = stop;
-        }
-    }
-
-    /// Raw scores of the positions [low, high) of the tile. A vector may run over the end of a block or of what is
-    /// seen; what it leaves there is overwritten by the next block's or left out by `soften`.
-    void score_tile(const Queries& queries, const Workspace& space, int32_t tile, int32_t low, int32_t high) const {
-        by_block(queries.piece, low, high, [&](int32_t from, int32_t to, int32_t block, int32_t place) {
-            const Value* keys = layout_.keys(cache_, block, queries.kv_head) + place;
-            by_tiles(queries.count(), [&](int query, auto rows) {
-                constexpr int N = decltype(rows)::value;
-                const float* pointers[N];
-                for (int row = 0; row < N; ++row) pointers[row] = space.query[query + row];
-                by_vectors((to - from + WIDTH - 1) / WIDTH, [&](int vector, auto vectors) {
-                    float* scores[N];
-                    for (int row = 0; row < N; ++row)
-                        scores[row] = space.scores + (query + row) * Workspace::STRIDE + from - tile + vector * WIDTH;
-                    score<N, decltype(vectors)::value>(scores, pointers, keys + vector * WIDTH, layout_.places,
-                                                       shape_.head_dim);
-                });
-            });
-        });
-    }
-
-    /// Turn a query's scores of a tile into weights e^(score - most); what it does not see is too small for the sum,
-    /// and left out by `weigh_tile`.
-    void soften(const Workspace& space, int query, int32_t tile) const {
-        const int32_t low = space.first_visible[query] - tile, high = space.last[query] + 1 - tile;
-        if (low >= TILE || high <= 0) return;
-        float* scores = space.scores + query * Workspace::STRIDE;
-        const Floats hidden = all(-std::numeric_limits<float>::infinity());
-        Floats most = hidden;
-        for (int place = 0; place < TILE; place += WIDTH) {
-            const Ints number = lane_numbers() + place;
-            const Floats scaled = (number >= low) & (number < high) ? load(scores + place) * scale_ : hidden;
-            store(scores + place, scaled);
-            most = larger(most, scaled);
-        }
-        const float before = space.most[query], now = std::max(before, largest_lane(most));
-        Floats sum{};
-        for (int place = 0; place < TILE; place += WIDTH) {
-            const Floats weight = exponential(load(scores + place) - now);
-            store(scores + place, weight);
-            sum += weight;
-        }
-        space.most[query] = now;
-        if (before != now) {
-            const float shrink = exponential(before - now);
-            space.sum[query] *= shrink;
-            float* weighted = space.weighted + query * layout_.padded_dim;
-            for (int64_t dim = 0; dim < layout_.padded_dim; dim += WIDTH)
-                store(weighted + dim, load(weighted + dim) * shrink);
-        }
-        space.sum[query] += sum_of_lanes(sum);
-    }
-
-    void weigh_tile(const Queries& queries, const Workspace& space, int32_t tile, int32_t low, int32_t high) const {
-        by_tiles(queries.count(), [&](int query, auto rows) {
-            constexpr int N = decltype(rows)::value;
-            // What all N see, and what only some of them see before and after it.
-            int32_t begin = low, end = high;
-            for (int row = 0; row < N; ++row) {
-                begin = std::max(begin, space.first_visible[query + row]);
-                end = std::min(end, space.last[query + row] + 1);
-            }
-            if (begin >= end) {
-                for (int row = 0; row < N; ++row) weigh_range<1>(queries, space, query + row, tile, low, high);
-                return;
-            }
-            for (int row = 0; row < N; ++row) weigh_range<1>(queries, space, query + row, tile, low, begin);
-            weigh_range<N>(queries, space, query, tile, begin, end);
-            for (int row = 0; row < N; ++row) weigh_range<1>(queries, space, query + row, tile, end, high);
-        });
-    }
-
-    /// The positions [low, high) that N queries see, all of them the same ones.
-    template <int N>
-    void weigh_range(const Queries& queries, const Workspace& space, int query, int32_t tile, int32_t low,
-                     int32_t high) const {
-        low = std::max(low, space.first_visible[query]);
-        high = std::min(high, space.last[query] + 1);
-        by_block(queries.piece, low, high, [&](int32_t from, int32_t to, int32_t block, int32_t place) {
-            const Value* values = layout_.values(cache_, block, queries.kv_head, shape_.head_dim);
-            const float* weights[N];
-            for (int row = 0; row < N; ++row)
-                weights[row] = space.scores + (query + row) * Workspace::STRIDE + from - tile;
-            by_vectors(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
-                float* sums[N];
-                for (int row = 0; row < N; ++row)
-                    sums[row] = space.weighted + (query + row) * layout_.padded_dim + vector * WIDTH;
-                weigh<N, decltype(vectors)::value>(sums, weights, values + place * layout_.padded_dim + vector * WIDTH,
-                                                   layout_.padded_dim, 0, to - from);
-            });
-        });
-    }
-
-    const Shape& shape_;
-    const Pieces& pieces_;
-    const CacheLayout& layout_;
-    Value* cache_;
-    const float* qkv_;
-    int64_t qkv_stride_;
-    float* attended_;
-    int64_t attended_stride_;
-    float scale_;
-};
 
 /// cos and sin of each row's angles. [T, hd / 2] each
 struct Rotation {
@@ -308,7 +78,7 @@ struct AttentionUnits {
                 rows[count] = std::min(most, pieces.start[number + 1] - row);
             }
         for (int thread = 0; thread < threads; ++thread)
-            spaces.emplace_back(arena, most * group, rounded_up(shape.head_dim, WIDTH));
+            spaces.emplace_back(arena, most * group, shape.head_dim);
     }
 };
 

@@ -77,7 +77,7 @@ struct Panel {
 template <class Weights>
 void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, const auto& operands, const Rows& rows,
                int64_t input, int64_t count) {
-    by_tiles(rows.count, [&](int first, auto tile_rows) {
+    by_tiles<ROWS>(rows.count, [&](int first, auto tile_rows) {
         constexpr int N = decltype(tile_rows)::value;
         const typename Weights::Operand* inputs[N];
         for (int row = 0; row < N; ++row) inputs[row] = operands.values + rows[first + row] * operands.stride + input;

@@ -34,8 +34,8 @@ constexpr int ROWS = 3;
 #endif
 
 /// Rows of the next tile when so many are left: as even as can be, since a tile of one row waits for its own sums.
-inline int tile_rows(int left) {
-    const int tiles = (left + ROWS - 1) / ROWS;
+inline int tile_rows(int left, int most) {
+    const int tiles = (left + most - 1) / most;
     return (left + tiles - 1) / tiles;
 }
 
@@ -47,12 +47,12 @@ inline void with_constant(int value, Body&& body) {
     body(std::integral_constant<int, MOST>());
 }
 
-/// Call body(first row, N) for tiles that cover `count` rows; N is a constant.
-template <class Body>
+/// Call body(first row, N) for tiles of at most MOST rows that cover `count` rows; N is a constant.
+template <int MOST, class Body>
 inline void by_tiles(int count, Body&& body) {
     for (int row = 0, rows; row < count; row += rows) {
-        rows = tile_rows(count - row);
-        with_constant<ROWS>(rows, [&](auto constant) { body(row, constant); });
+        rows = tile_rows(count - row, MOST);
+        with_constant<MOST>(rows, [&](auto constant) { body(row, constant); });
     }
 }
 

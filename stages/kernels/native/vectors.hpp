@@ -79,6 +79,17 @@ inline Floats second_of(Words words) {
 #endif
 }
 
+/// Numbers of a type in a word of 4 bytes.
+template <class Value>
+constexpr int PER_WORD = 4 / sizeof(Value);
+
+/// Number 0 or 1 of each word.
+template <class Value>
+inline Floats number_of(Words words, int number) {
+    if constexpr (sizeof(Value) == sizeof(float)) return same_bits<Floats>(words);
+    return number ? second_of(words) : first_of(words);
+}
+
 /// a * b + c, rounded once.
 inline Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
@@ -88,8 +99,22 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 #endif
 }
 
-/// The larger of each pair; b where either is NaN.
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+/// The larger, or the smaller, of each pair; b where either is NaN.
+inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+
+inline Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+}
 
 inline Floats magnitude(Floats a) { return same_bits<Floats>(same_bits<Words>(a) & 0x7fffffffu); }
 
@@ -142,9 +167,7 @@ inline void set(bfloat16& place, float value) { place = to_bfloat16(value); }
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial gives e^r, and n is added to the exponent's bits.
 inline Floats exponential(Floats x) {
-    const Floats low = all(-87.3f), high = all(88.3f);
-    Floats clamped = x < low ? low : x;
-    clamped = clamped > high ? high : clamped;
+    const Floats clamped = smaller(larger(x, all(-87.3f)), all(88.3f));
     // Adding 1.5 x 2^23 leaves the nearest integer in the low bits of the sum.
     const Floats shift = all(12582912.0f);
     const Floats shifted = fma(clamped, all(1.44269504f), shift);
