@@ -1,18 +1,21 @@
-"""Reads a stage's own tensors from disk, one layer at a time, through memory maps.
+"""Reads a stage's own tensors from disk, one layer at a time, each byte once.
+
+What is read, and what it is converted to, lies in pages of its own (`own_pages`): dropped, they are the system's again.
+Freed pieces of the heap would stay with the process, between packed weights that it keeps.
 
 D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E experts, V vocab. Matrices are [outputs, inputs].
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import math
+import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from tramontane.stages.checkpoint import Checkpoint
@@ -27,9 +30,7 @@ DIGESTED_BYTES = 4096
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerWeights:
-    """One decoder layer's tensors, in the stage's dtype. Where the file has that dtype they are views of the mapped
-    file: pack or copy them, then drop this object.
-    """
+    """One decoder layer's tensors, in the stage's dtype, in memory that goes when this object does."""
 
     attention_norm_D: Tensor
     q: Tensor
@@ -52,7 +53,7 @@ class LayerWeights:
 
 
 class WeightReader:
-    """The tensors of one stage. Each is read once (a tied embedding once as embedding and once as head)."""
+    """The tensors of one stage. Each is read once; who asks twice reads it twice, but for a tied embedding."""
 
     def __init__(
         self, checkpoint: Checkpoint, span: range, dtype: str, on_progress: Callable[[float], None] = lambda _: None
@@ -64,7 +65,8 @@ class WeightReader:
         self._checkpoint = checkpoint
         self._dtype = TORCH_DTYPES[dtype]
         self._on_progress = on_progress
-        self._files: dict[Path, Any] = {}
+        self._tied: Tensor | None = None
+        """The embedding of a tied model, once it is read."""
         self._unread = {name: checkpoint.tensors[name].size for name in checkpoint.owned(span)}
         self._total = self._left = sum(self._unread.values())
         self.digests: dict[str, bytes] = {}
@@ -77,22 +79,26 @@ class WeightReader:
         return tuple(self._unread)
 
     def embedding(self) -> Tensor:
-        """[V, D], in memory of its own."""
-        return self._read(Slot("embedding")).clone()
+        """[V, D]; a tied model's may be the head, too, and must not be written to."""
+        if not self._checkpoint.config.tied:
+            return self._read(Slot("embedding"))
+        if self._tied is None:
+            self._tied = self._read(Slot("embedding"))
+        return self._tied
 
     def norm(self) -> Tensor:
-        """The norm before the head. [D], in memory of its own."""
-        return self._read(Slot("norm")).clone()
+        """The norm before the head. [D]"""
+        return self._read(Slot("norm"))
 
     def head(self) -> Tensor:
-        """The output head, or the embedding of a tied model. [V, D], perhaps a view of the mapped file.
+        """The output head, or the embedding of a tied model. [V, D]
 
         Raises:
             ValueError: a tied model's folder holds a head too, and it differs from the embedding.
         """
         if not self._checkpoint.config.tied:
             return self._read(Slot("head"))
-        embedding = self._read(Slot("embedding"))
+        embedding = self.embedding()
         name = self._checkpoint.slots.get(Slot("head"))
         if name is not None and not torch.equal(self._read(Slot("head")), embedding):
             file = self._checkpoint.tensors[name].file
@@ -105,12 +111,12 @@ class WeightReader:
         experts = self._checkpoint.config.experts
         every = range(experts) if experts else (None,)
         return LayerWeights(
-            attention_norm_D=self._read(Slot("attention_norm", index)).clone(),
+            attention_norm_D=self._read(Slot("attention_norm", index)),
             q=self._read(Slot("q", index)),
             k=self._read(Slot("k", index)),
             v=self._read(Slot("v", index)),
             o=self._read(Slot("o", index)),
-            ffn_norm_D=self._read(Slot("ffn_norm", index)).clone(),
+            ffn_norm_D=self._read(Slot("ffn_norm", index)),
             gate=self._read(Slot("gate", index)) if experts else None,
             w1=[self._read(Slot("w1", index, expert)) for expert in every],
             w2=[self._read(Slot("w2", index, expert)) for expert in every],
@@ -119,20 +125,51 @@ class WeightReader:
 
     def _read(self, slot: Slot) -> Tensor:
         tensor = self._checkpoint.tensors[self._checkpoint.slots[slot]]
-        if tensor.file not in self._files:
-            # Maps the file; pages come from disk when they are touched.
-            self._files[tensor.file] = safe_open(tensor.file, framework="pt")
-        values: Tensor = self._files[tensor.file].get_tensor(tensor.name)
+        content = _content(tensor)
         if tensor.name not in self.digests:
-            self.digests[tensor.name] = _digest(tensor, values)
+            self.digests[tensor.name] = _digest(tensor, content)
         self._left -= self._unread.pop(tensor.name, 0)
         self._on_progress(1.0 - self._left / self._total)
-        return values.to(self._dtype)
+        values = content.view(TORCH_DTYPES[tensor.dtype]).view(tensor.shape)
+        if values.dtype == self._dtype:
+            return values
+        return own_pages(tensor.shape, self._dtype).copy_(values)
 
 
-def _digest(tensor: TensorInfo, values: Tensor) -> bytes:
-    """Over the mapped bytes themselves, so that it tells of just what the stage computes with."""
-    content = values.reshape(-1).view(torch.uint8)
+def own_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor, all 0, of fresh pages that go back to the system with its last view."""
+    size = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # In small pages their faults would cost as much as all the reading; a kernel without large ones refuses.
+    with contextlib.suppress(OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
+
+
+def _content(tensor: TensorInfo) -> Tensor:
+    """A tensor's bytes. They are copied, not mapped: a file that shrinks meanwhile is an error, not a signal.
+
+    Raises:
+        ValueError: the file ends before the tensor does.
+    """
+    content = own_pages((tensor.size,), torch.uint8)
+    rest = content.numpy().data
+    with tensor.file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.start)
+        # One call reads 2 GiB at most.
+        while rest:
+            count = stream.readinto(rest)
+            if not count:
+                end = tensor.start + tensor.size
+                raise ValueError(
+                    f"{tensor.file}: truncated: tensor {tensor.name} ends at byte {end}, the file at {end - len(rest)}"
+                )
+            rest = rest[count:]
+    return content
+
+
+def _digest(tensor: TensorInfo, content: Tensor) -> bytes:
+    """Over the bytes that were read, so that it tells of just what the stage computes with."""
     first, last = content[:DIGESTED_BYTES], content[-DIGESTED_BYTES:]
     about = f"{tensor.name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode()
     return hashlib.sha256(about + first.numpy().tobytes() + last.numpy().tobytes()).digest()

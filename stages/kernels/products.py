@@ -43,8 +43,7 @@ class Product:
         self._operator: Any = None
         self._pairs = False
         if PACKED is None:
-            # A copy, since the original may be a view of a mapped file.
-            self._weight = weight_OI.clone(memory_format=torch.contiguous_format)
+            self._weight = weight_OI.contiguous()
         else:
             reorder, self._operator = PACKED
             self._weight = reorder(weight_OI.contiguous(), ROWS_HINT)
