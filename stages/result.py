@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from tramontane.stages.kernels import Kernels
 from tramontane.stages.microbatch import Int64Array, Microbatch, StepResult
-from tramontane.stages.sampler import sample, score
 
 NO_SCORES = np.empty(0, np.float32)
 
@@ -19,13 +19,13 @@ def asked_rows(microbatch: Microbatch) -> Int64Array:
     return np.concatenate([microbatch.sampled.row, microbatch.scored.row]).astype(np.int64)
 
 
-def choose(microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int) -> StepResult:
+def choose(kernels: Kernels, microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int) -> StepResult:
     """Sample and score, given the float32 logits of `asked_rows`. Ids from `sampleable_ids` on are never chosen."""
     sampled, scored = microbatch.sampled, microbatch.scored
     count = len(sampled.row)
     position_M = microbatch.position[sampled.row] + 1
-    token, log_probability, finite = sample(logits_NV[:count], sampled, position_M, sampleable_ids)
-    scores = score(logits_NV[count:], scored.target, sampleable_ids) if len(scored.row) else NO_SCORES
+    token, log_probability, finite = kernels.sample(logits_NV[:count], sampled, position_M, sampleable_ids)
+    scores = kernels.score(logits_NV[count:], scored.target, sampleable_ids) if len(scored.row) else NO_SCORES
     return StepResult(
         epoch=microbatch.epoch,
         step=microbatch.step,

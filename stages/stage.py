@@ -234,4 +234,4 @@ class Stage:
             logits_NV = self.logits(rows_TD[asked])
         else:
             logits_NV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
-        return choose(microbatch, logits_NV, self._sampleable_ids)
+        return choose(self._kernels, microbatch, logits_NV, self._sampleable_ids)

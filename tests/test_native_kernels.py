@@ -77,7 +77,7 @@ def test_no_bit_depends_on_the_company(model, sizes):
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_no_bit_depends_on_the_threads(model, threads, monkeypatch):
-    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: threads)
+    monkeypatch.setattr("tramontane.stages.kernels.native.engine._threads", lambda: threads)
     drive = model.drive(chunk=100)
     assert torch.equal(drive.whole(PROMPT), model.alone)
     assert torch.equal(drive.whole(PROMPT, chunk=1), model.alone)
@@ -238,7 +238,7 @@ def test_int8_is_for_native_kernels():
 
 
 def test_threads_sleep_when_there_is_no_step(model, monkeypatch):
-    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: 3)
+    monkeypatch.setattr("tramontane.stages.kernels.native.engine._threads", lambda: 3)
     drive = model.drive()
     drive.whole(PROMPT)
     time.sleep(0.1)
@@ -249,7 +249,7 @@ def test_threads_sleep_when_there_is_no_step(model, monkeypatch):
 
 
 def test_threads_end_with_their_kernels(folder, monkeypatch):
-    monkeypatch.setattr("tramontane.stages.kernels.native._threads", lambda: 4)
+    monkeypatch.setattr("tramontane.stages.kernels.native.engine._threads", lambda: 4)
 
     def count():
         with open("/proc/self/status") as status:

@@ -5,10 +5,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from samplers import SAMPLERS
 from sampling import dumb_distribution, dumb_draw, options, positions
 
 from tramontane.stages.noise import uniform
-from tramontane.stages.sampler import FIRST_RANKS, sample
+from tramontane.stages.sampler import FIRST_RANKS
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def sampler(request):
+    return request.param()
+
 
 SETTINGS = {
     "plain": {},
@@ -23,7 +30,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_frequencies_follow_the_distribution(setting):
+def test_frequencies_follow_the_distribution(sampler, setting):
     """Chi-square over 40,000 positions of one seed; the noise is fixed, so the outcome is too."""
     draws = 40_000
     setting = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "banned": ()} | SETTINGS[setting]
@@ -32,7 +39,7 @@ def test_frequencies_follow_the_distribution(setting):
     assert margin > 1e-4
     banned = [list(setting.pop("banned"))] * draws
     rows = options(draws, **setting, seed=11, banned=banned)
-    token, _, finite = sample(torch.tensor(logits).expand(draws, -1), rows, positions(draws), len(logits))
+    token, _, finite = sampler.sample(torch.tensor(logits).expand(draws, -1), rows, positions(draws), len(logits))
     assert finite.all()
     counted = np.bincount(token, minlength=len(logits))
     assert (counted[expected == 0] == 0).all()
@@ -54,7 +61,7 @@ def test_frequencies_follow_the_distribution(setting):
     position=st.integers(0, 10_000),
     data=st.data(),
 )
-def test_every_token_is_the_dumb_ones(logits, temperature, top_k, top_p, min_p, seed, position, data):
+def test_every_token_is_the_dumb_ones(sampler, logits, temperature, top_k, top_p, min_p, seed, position, data):
     """Coarse logits, so that ties abound: the lower id must stay."""
     values = np.array(logits, np.float32) / 4
     banned = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
@@ -64,7 +71,7 @@ def test_every_token_is_the_dumb_ones(logits, temperature, top_k, top_p, min_p, 
     count = 50
     rows = options(count, **setting, seed=seed, banned=[sorted(banned)] * count)
     where = positions(count, position)
-    token, log_probability, finite = sample(torch.tensor(values).expand(count, -1), rows, where, len(logits))
+    token, log_probability, finite = sampler.sample(torch.tensor(values).expand(count, -1), rows, where, len(logits))
     assert finite.all()
     noise = uniform(rows.seed, where)
     for index in range(count):
@@ -76,7 +83,7 @@ def test_every_token_is_the_dumb_ones(logits, temperature, top_k, top_p, min_p, 
 
 
 @pytest.mark.parametrize("width", [FIRST_RANKS - 1, FIRST_RANKS, FIRST_RANKS + 1, 5000])
-def test_wide_sets_need_more_ranks_than_the_first(width):
+def test_wide_sets_need_more_ranks_than_the_first(sampler, width):
     """Nuclei and top-k around and far beyond the ranks taken at first, with ties across the cut."""
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(1, 6000, generator=generator) * 8).round() / 8
@@ -90,7 +97,7 @@ def test_wide_sets_need_more_ranks_than_the_first(width):
     count = 600
     for setting in ({"top_k": width}, {"top_p": middle}, {"top_k": width, "top_p": 0.9999999}):
         rows = options(count, temperature=1.0, seed=3, **setting)
-        token, _, _ = sample(logits.expand(count, -1), rows, positions(count), 6000)
+        token, _, _ = sampler.sample(logits.expand(count, -1), rows, positions(count), 6000)
         assert set(token.tolist()) <= wanted
         expected = np.where(np.isin(np.arange(6000), ranked[:width]), probability, 0)
         noise = uniform(rows.seed, positions(count))

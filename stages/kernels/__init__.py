@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Microbatch
+from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
 from tramontane.stages.weights import LayerWeights
 
 PackedEmbedding: TypeAlias = Any
@@ -102,6 +102,14 @@ class Kernels(Protocol):
 
     def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
         """Norm and output product: float32 logits [M, V]."""
+
+    def sample(
+        self, logits_MV: Tensor, rows: SampledRows, position_M: Int32Array, sampleable_ids: int
+    ) -> tuple[Int32Array, Float32Array, BoolArray]:
+        """Choose each row's next token; `sampler.sample`, which is good enough for any set, says how."""
+
+    def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
+        """Log probability of each row's target, as `sampler.score`."""
 
 
 def one_by_one(kernels: Kernels, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:

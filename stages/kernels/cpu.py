@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tramontane.stages import sampler
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import Block, one_by_one, products
 from tramontane.stages.kernels.cpu_attention import AttentionPlan, attend, plan_attention
@@ -74,6 +75,9 @@ class Head:
 
 class CpuKernels:
     """See the module's docstring. `Kernels` documents the methods."""
+
+    sample = staticmethod(sampler.sample)
+    score = staticmethod(sampler.score)
 
     def __init__(self, config: ModelConfig, dtype: str) -> None:
         self._config = config

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tramontane.stages import sampler
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.places import Places
@@ -54,6 +55,9 @@ class ReferencePlan:
 
 class ReferenceKernels:
     """See the module's docstring. `Kernels` documents the methods."""
+
+    sample = staticmethod(sampler.sample)
+    score = staticmethod(sampler.score)
 
     def __init__(self, config: ModelConfig, dtype: str, device: str) -> None:
         self.name = f"reference-{dtype}"

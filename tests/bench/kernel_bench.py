@@ -31,7 +31,6 @@ from bench.inprocess import load_stage
 from bench.limits import WEIGHT_BYTES, Cost, attention_cost, experts_touched, keys_seen, weights
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.microbatch import Microbatch, SampledRows
-from tramontane.stages.sampler import sample
 from tramontane.stages.stage import Stage
 
 BLOCK = 32
@@ -145,7 +144,7 @@ class Bench:
         )
         logits, position = self.stage.logits(rows), np.full(count, 100, np.int32)
         for name, options in (("greedy", {}), ("top-k, top-p", SAMPLED)):
-            choose = partial(sample, logits, sampled_rows(count, **options), position, config.vocab)
+            choose = partial(self._kernels.sample, logits, sampled_rows(count, **options), position, config.vocab)
             seconds = median_s([choose], self._budget_s)
             yield Part(f"sampling {name}", _rows(count), seconds, Cost(logits.nbytes, 0.0))
 

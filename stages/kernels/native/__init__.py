@@ -4,8 +4,10 @@
     tiles.hpp      how weights lie, and the tile: the innermost loop of every product
     products.hpp   products of some rows with a matrix, the norm
     cache.hpp      how keys and values lie
+    attend.hpp     attention of some query rows
     attention.hpp  the first half of a block
     experts.hpp    the second half
+    sampling.hpp   the next token of rows of logits
     team.hpp       the threads and the memory of a call
     engine.cpp     the functions that Python calls
 
@@ -22,8 +24,6 @@ Letters: T rows, D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E exp
 from __future__ import annotations
 
 import ctypes
-import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,11 +33,12 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import Block
-from tramontane.stages.kernels.native import interface
-from tramontane.stages.kernels.native.build import NativeUnavailable, library
+from tramontane.stages.kernels.native import interface, sampling
+from tramontane.stages.kernels.native.build import NativeUnavailable
+from tramontane.stages.kernels.native.engine import Engine
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import BlockTable, Int32Array, Microbatch
-from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
+from tramontane.stages.microbatch import BlockTable, BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
+from tramontane.stages.weights import TORCH_DTYPES, LayerWeights, own_pages
 
 __all__ = ["NativeKernels", "NativeUnavailable"]
 
@@ -90,7 +91,8 @@ class NativeKernels:
     """
 
     def __init__(self, config: ModelConfig, dtype: str, quantize: str | None = None) -> None:
-        self._library = interface.declare(library())
+        self._engine = Engine()
+        self._library = self._engine.library
         self._config = config
         self._dtype = TORCH_DTYPES[dtype]
         self._weights = interface.WEIGHTS[quantize or dtype]
@@ -109,8 +111,6 @@ class NativeKernels:
             config.norm_eps,
             self._frequency.data_ptr(),
         )
-        self._engine = self._library.tramontane_create()
-        weakref.finalize(self, self._library.tramontane_destroy, self._engine)
         variant = self._library.tramontane_variant().decode()
         self.name = f"native-{variant}-{dtype}{f'-{quantize}' if quantize else ''}"
         self.row_invariant = True
@@ -120,7 +120,7 @@ class NativeKernels:
 
     def pack_layer(self, weights: LayerWeights) -> PackedLayer:
         norms = weights.attention_norm_D.float(), weights.ffn_norm_D.float()
-        qkv = self._pack(torch.cat([weights.q, weights.k, weights.v]))
+        qkv = self._pack(_float32(weights.q, weights.k, weights.v))
         o = self._pack(weights.o)
         gate = None if weights.gate is None else self._pack(weights.gate, kind=interface.WEIGHTS["float32"])
         gate_up = [self._pack(w1, w3) for w1, w3 in zip(weights.w1, weights.w3, strict=True)]
@@ -146,12 +146,12 @@ class NativeKernels:
         outputs, inputs = first.shape
         size = self._library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
         packed = torch.empty(size, dtype=torch.uint8)
-        # Packing takes float32; each copy lives for this call only.
-        first = first.float().contiguous()
+        # Each copy lives for this call only.
+        first = _float32(first)
         if second is None:
             self._library.tramontane_pack(kind, first.data_ptr(), None, outputs, inputs, packed.data_ptr())
             return PackedMatrix(packed, outputs, inputs)
-        second = second.float().contiguous()
+        second = _float32(second)
         self._library.tramontane_pack(kind, first.data_ptr(), second.data_ptr(), outputs, inputs, packed.data_ptr())
         half = self._library.tramontane_panel_columns() // 2
         return PackedMatrix(packed, -(-outputs // half) * half * 2, inputs)
@@ -191,16 +191,13 @@ class NativeKernels:
     def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: NativePlan, storage: Tensor, index: int) -> Tensor:
         block = _block(Block(layer, plan, storage, index))
         rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._library.tramontane_attention(
-            self._engine, _threads(), self._shape, block, rows_TD.data_ptr(), after_TD.data_ptr()
-        )
+        self._engine.call("attention", self._shape, block, rows_TD.data_ptr(), after_TD.data_ptr())
         return after_TD
 
     def experts(self, layer: PackedLayer, rows_TD: Tensor) -> Tensor:
         rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._library.tramontane_experts(
-            self._engine,
-            _threads(),
+        self._engine.call(
+            "experts",
             self._shape,
             layer.struct,
             len(rows_TD),
@@ -212,17 +209,14 @@ class NativeKernels:
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         structs = (interface.Block * len(blocks))(*map(_block, blocks))
         rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._library.tramontane_blocks(
-            self._engine, _threads(), self._shape, structs, len(blocks), rows_TD.data_ptr(), after_TD.data_ptr()
-        )
+        self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), after_TD.data_ptr())
         return after_TD
 
     def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
         rows_MD = rows_MD.contiguous()
         logits_MV = torch.empty(len(rows_MD), head.matrix.outputs)
-        self._library.tramontane_head(
-            self._engine,
-            _threads(),
+        self._engine.call(
+            "head",
             self._shape,
             head.norm.data_ptr(),
             head.matrix.struct,
@@ -232,16 +226,30 @@ class NativeKernels:
         )
         return logits_MV
 
+    def sample(
+        self, logits_MV: Tensor, rows: SampledRows, position_M: Int32Array, sampleable_ids: int
+    ) -> tuple[Int32Array, Float32Array, BoolArray]:
+        return sampling.sample(self._engine, logits_MV, rows, position_M, sampleable_ids)
+
+    def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
+        return sampling.score(self._engine, logits_KV, target_K, sampleable_ids)
+
+
+def _float32(*parts: Tensor) -> Tensor:
+    """The rows of the matrices, one below the other, as packing takes them: float32 and contiguous."""
+    if len(parts) == 1 and parts[0].dtype == torch.float32 and parts[0].is_contiguous():
+        return parts[0]
+    lengths = [len(part) for part in parts]
+    rows = own_pages((sum(lengths), parts[0].shape[1]), torch.float32)
+    for place, part in zip(rows.split(lengths), parts, strict=True):
+        place.copy_(part)
+    return rows
+
 
 def _block(block: Block) -> interface.Block:
     storage = block.storage
     cache = storage.data_ptr() + block.place * storage.stride(0) * storage.itemsize
     return interface.Block(ctypes.addressof(block.layer.struct), ctypes.addressof(block.plan.struct), cache)
-
-
-def _threads() -> int:
-    """Those that the calling thread wants, but no more than it has cores."""
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
 
 
 def _check_rings(microbatch: Microbatch, table: BlockTable, layout: KVLayout, index: int) -> None:

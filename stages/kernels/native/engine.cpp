@@ -1,6 +1,7 @@
 // The functions that Python calls: memory is taken, the kind of weights and values chosen, and the team set to work.
 #include "attention.hpp"
 #include "experts.hpp"
+#include "sampling.hpp"
 
 using namespace tramontane;
 
@@ -193,6 +194,37 @@ void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const 
                 for (int vector = 0; vector < VECTORS; ++vector) logit[vector] = rounded_as<Value>(values[vector]);
                 store_outputs(logits + int64_t(row) * head->outputs, head->outputs, first, logit);
             });
+        });
+    });
+}
+
+void tramontane_sample(Engine* engine, int32_t threads, const Sampling* sampling, const float* logits,
+                       const Sampled* to) {
+    Arena& arena = engine->arena;
+    arena.reset();
+    std::vector<Urn> urns;
+    std::vector<float*> allowed;
+    for (int thread = 0; thread < threads; ++thread) {
+        urns.emplace_back(arena, sampling->ids);
+        allowed.push_back(arena.take<float>(sampling->ids));
+    }
+    int32_t* first_banned = arena.take<int32_t>(sampling->rows);
+    for (int32_t row = 0, first = 0; row < sampling->rows; first += sampling->banned_count[row++])
+        first_banned[row] = first;
+    engine->run(threads, [&](Team& team) {
+        team.share(sampling->rows, [&](int row) {
+            sample_row(*sampling, row, first_banned[row], logits + row * sampling->stride, urns[team.member()],
+                       allowed[team.member()], *to);
+        });
+    });
+}
+
+void tramontane_score(Engine* engine, int32_t threads, int32_t rows, int32_t ids, int64_t stride, const float* logits,
+                      const int32_t* target, float* score) {
+    engine->run(threads, [&](Team& team) {
+        team.share(rows, [&](int row) {
+            const float* of_row = logits + row * stride;
+            score[row] = float(of_row[target[row]] - log_sum(of_row, ids, Peak(of_row, ids).most));
         });
     });
 }

@@ -56,6 +56,26 @@ typedef struct {
     void* cache;
 } Block;
 
+// How rows of logits are sampled; unset options have their neutral value (temperature 0 is greedy, top_k 0, top_p 1).
+typedef struct {
+    int32_t rows, ids;              // M, and how many ids may be sampled
+    int64_t stride;                 // numbers from one row of logits to the next
+    const float* temperature;       // [M] each
+    const int32_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const double* noise;            // in [0, 1)
+    const int32_t* banned;          // ids that must not be chosen, row by row. [sum(banned_count)]
+    const int32_t* banned_count;
+} Sampling;
+
+// What is chosen. [M] each
+typedef struct {
+    int32_t* token;
+    float* log_probability;
+    uint8_t* finite;                // 0 where there is no token to choose
+} Sampled;
+
 typedef struct Engine Engine;
 
 int32_t tramontane_panel_columns(void);
@@ -84,6 +104,13 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
 // The final norm and the output head: logits [M, V] of rows [M, D].
 void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm, const Matrix* head,
                      int32_t rows, const float* from, float* logits);
+
+void tramontane_sample(Engine* engine, int32_t threads, const Sampling* sampling, const float* logits,
+                       const Sampled* to);
+
+// Log probability of each row's target, an id below `ids`, among the ids.
+void tramontane_score(Engine* engine, int32_t threads, int32_t rows, int32_t ids, int64_t stride, const float* logits,
+                      const int32_t* target, float* score);
 
 #ifdef __cplusplus
 }

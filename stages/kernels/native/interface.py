@@ -58,6 +58,23 @@ class Block(Structure):
     _fields_: ClassVar = [("layer", c_void_p), ("plan", c_void_p), ("cache", c_void_p)]
 
 
+class Sampling(Structure):
+    """How rows of logits are sampled."""
+
+    _fields_: ClassVar = [
+        ("rows", c_int32),
+        ("ids", c_int32),
+        ("stride", c_int64),
+        *((name, c_void_p) for name in ("temperature", "top_k", "top_p", "min_p", "noise", "banned", "banned_count")),
+    ]
+
+
+class Sampled(Structure):
+    """What is chosen."""
+
+    _fields_: ClassVar = [(name, c_void_p) for name in ("token", "log_probability", "finite")]
+
+
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the functions' types."""
     shape, layer, block, matrix = POINTER(Shape), POINTER(Layer), POINTER(Block), POINTER(Matrix)
@@ -74,6 +91,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("experts", None, pointer, int32, shape, layer, int32, pointer, pointer),
         ("blocks", None, pointer, int32, shape, block, int32, pointer, pointer),
         ("head", None, pointer, int32, shape, pointer, matrix, int32, pointer, pointer),
+        ("sample", None, pointer, int32, POINTER(Sampling), pointer, POINTER(Sampled)),
+        ("score", None, pointer, int32, int32, int32, c_int64, pointer, pointer, pointer),
     ):
         function = getattr(library, f"tramontane_{name}")
         function.restype, function.argtypes = result, arguments
