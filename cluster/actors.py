@@ -184,6 +184,7 @@ class Router:
                 context=self._spec.context,
                 max_batch_tokens=self._spec.max_batch_tokens,
                 max_waiting=self._spec.max_waiting,
+                decode_groups=self._spec.decode_groups,
             ),
             secret=_secret(),
             sockets=_sockets(),

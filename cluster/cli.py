@@ -83,6 +83,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
 )
 @click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--decode-groups", type=click.IntRange(1, 64), help="Microbatches that decode goes round in. Default: one a stage."
+)
 @click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: the cluster's CPUs / stages.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of a stage's step. Default: whole CPUs of a stage.")
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")

@@ -1,7 +1,7 @@
 """How much at a time: decode rows and prefill tokens of a microbatch, and KV blocks kept back for what is yet to come.
 
 What leaves stages idle is unequal cost from one microbatch to the next, so work is spread over the microbatches that
-make a round: as many as there are stages.
+make a round: of decode rows as many as there are groups, of prefill as many as there are stages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WORTH_A_PASS = 64
 class Pace:
     """Even shares of the decode rows and of the waiting prompt tokens.
 
-    >>> pace = Pace(stages=4)
+    >>> pace = Pace(stages=4, groups=4)
     >>> [pace.decode_rows(10) for _ in range(8)]
     [2, 3, 2, 3, 2, 3, 2, 3]
     >>> pace.set_prefill(900, decoding=False), pace.prefill_tokens
@@ -30,8 +30,9 @@ class Pace:
     (None, 65)
     """
 
-    def __init__(self, stages: int) -> None:
+    def __init__(self, stages: int, groups: int) -> None:
         self._stages = stages
+        self._groups = groups
         self._remainder = 0
         self.prefill_tokens = 0
 
@@ -41,7 +42,7 @@ class Pace:
         With a constant number, groups of any sizes are even after two rounds: a group that came out too large leaves
         rows behind, which the too small ones after it take along.
         """
-        rows, self._remainder = divmod(decoding + self._remainder, self._stages)
+        rows, self._remainder = divmod(decoding + self._remainder, self._groups)
         return max(rows, 1)
 
     def set_prefill(self, waiting_tokens: int, *, decoding: bool) -> None:

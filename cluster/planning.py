@@ -46,6 +46,7 @@ class ServeOptions:
     max_batch_tokens: int
     max_context: int | None
     max_waiting: int
+    decode_groups: int | None
     cpus_per_stage: float | None
     threads: int | None
     address: str | None
@@ -118,6 +119,7 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
         max_batch_tokens=options.max_batch_tokens,
         max_waiting=options.max_waiting,
+        decode_groups=options.decode_groups,
         cpus_per_stage=0.0,
         threads=0,
         entrance=options.entrance,

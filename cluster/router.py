@@ -62,6 +62,8 @@ class RouterOptions:
     """Rows of one microbatch."""
     max_waiting: int
     """Requests that may wait for room."""
+    decode_groups: int | None = None
+    """Microbatches over which decoding sequences are spread; None is one a stage."""
 
 
 class Router:
@@ -90,6 +92,7 @@ class Router:
             max_batch_tokens=options.max_batch_tokens,
             max_waiting=options.max_waiting,
             context=options.context,
+            decode_groups=options.decode_groups,
         )
         self._wake = asyncio.Event()
         self._desk = Desk(self._scheduler, self._wake.set)

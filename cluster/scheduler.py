@@ -4,7 +4,7 @@ Pure: no torch, no ray, no asyncio, no clock. `schedule` decides, `update` takes
 
     sequence   WAITING --admit--> PREFILL --last chunk sampled--> DECODE --stop, length--> ENDED
                   ^------------------ preempt, restart -------------'
-    in flight  at most stages + 1 microbatches, at most `stages` of them with decode rows
+    in flight  at most stages + 1 microbatches (or the decode groups, if those are more), each group's rows in one
 """
 
 from __future__ import annotations
@@ -47,10 +47,20 @@ class Scheduler:
     """Decides for one pipeline, and owns the state of all its sequences.
 
     `max_batch_tokens` bounds a microbatch's rows, `max_waiting` the requests that were never admitted. Counters count
-    since construction: `tokens` are rows sent, `prompt_tokens` those of prompts whose first token is out.
+    since construction: `tokens` are rows sent, `prompt_tokens` those of prompts whose first token is out. Decoding
+    sequences go round in `decode_groups` microbatches, by default one a stage: each group reads all weights.
     """
 
-    def __init__(self, layout: KVLayout, *, stages: int, max_batch_tokens: int, max_waiting: int, context: int) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        *,
+        stages: int,
+        max_batch_tokens: int,
+        max_waiting: int,
+        context: int,
+        decode_groups: int | None = None,
+    ) -> None:
         self._layout = layout
         self._stages = stages
         self._max_batch_tokens = max_batch_tokens
@@ -58,7 +68,9 @@ class Scheduler:
         self._context = context
         self._roster = Roster(layout)
         self._reserve = OutputReserve()
-        self._pace = Pace(stages)
+        self._groups = decode_groups or stages
+        self._most_in_flight = max(stages + 1, self._groups)
+        self._pace = Pace(stages, self._groups)
         self._in_flight: deque[InFlight] = deque()
         self._pieces: dict[int, Piece] = {}  # of the microbatch in the making, by sequence
         self.microbatches = 0
@@ -128,7 +140,7 @@ class Scheduler:
 
     def schedule(self, epoch: int, step: int) -> Microbatch | None:
         """The microbatch that may leave now, to be sent as this step of this epoch; None when there is none."""
-        if len(self._in_flight) > self._stages:
+        if len(self._in_flight) >= self._most_in_flight:
             return None
         self._take_decode_rows()
         self._admit()
@@ -159,7 +171,7 @@ class Scheduler:
     def _take_decode_rows(self) -> None:
         """An even share of the decoding sequences, those first that have waited longest."""
         roster = self._roster
-        if not roster.ready or sum(flight.decodes for flight in self._in_flight) >= self._stages:
+        if not roster.ready or sum(flight.decodes for flight in self._in_flight) >= self._groups:
             return
         quota = self._pace.decode_rows(len(roster.decoding))
         for sequence in list(roster.ready.values()):

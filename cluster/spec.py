@@ -44,6 +44,8 @@ class ServiceSpec:
     """Ids from this one on are spare rows of the embedding, never sampled."""
     max_batch_tokens: int
     max_waiting: int
+    decode_groups: int | None
+    """Microbatches that decode goes round in; None is one a stage."""
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""

@@ -56,16 +56,16 @@ def make_layout(config: ModelConfig, *, chunk: int, block: int, sequences: int =
 
 def greedy_rows(rows: Sequence[int]) -> SampledRows:
     """Sample these rows at temperature 0."""
-    zeros = np.zeros(len(rows), np.int32)
+    count = len(rows)
     return SampledRows(
         row=np.array(rows, np.int32),
-        temperature=zeros.astype(np.float32),
-        top_k=zeros,
-        top_p=np.ones(len(rows), np.float32),
-        min_p=zeros.astype(np.float32),
-        seed=zeros.astype(np.uint64),
+        temperature=np.zeros(count, np.float32),
+        top_k=np.zeros(count, np.int32),
+        top_p=np.ones(count, np.float32),
+        min_p=np.zeros(count, np.float32),
+        seed=np.zeros(count, np.uint64),
         banned=np.empty(0, np.int32),
-        banned_count=zeros,
+        banned_count=np.zeros(count, np.int32),
     )
 
 

@@ -220,12 +220,19 @@ class FakePipeline:
         max_batch_tokens: int = 32,
         max_waiting: int = 64,
         context: int = 64,
+        decode_groups: int | None = None,
     ) -> None:
         self.layout = layout
         self.stages = stages
+        self.decode_groups = decode_groups or stages
         self.max_batch_tokens = max_batch_tokens
         self.scheduler = Scheduler(
-            layout, stages=stages, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting, context=context
+            layout,
+            stages=stages,
+            max_batch_tokens=max_batch_tokens,
+            max_waiting=max_waiting,
+            context=context,
+            decode_groups=decode_groups,
         )
         self.fake = FakeStages(layout, epoch=1)
         self.step = 0
@@ -270,8 +277,8 @@ class FakePipeline:
             self.groups.append(rows)
         self.pipe.append((microbatch, rows > 0))
         assert len(microbatch.tokens) <= self.max_batch_tokens
-        assert len(self.pipe) <= self.stages + 1
-        assert sum(decodes for _, decodes in self.pipe) <= self.stages
+        assert len(self.pipe) <= max(self.stages + 1, self.decode_groups)
+        assert sum(decodes for _, decodes in self.pipe) <= self.decode_groups
         return microbatch
 
     def _decode_rows(self, microbatch: Microbatch) -> int:
@@ -286,7 +293,7 @@ class FakePipeline:
                 self._last_started = stream.arrival
             rows += stream.decodes and first > 0
             stream.decodes = piece in sampled
-        assert rows <= max(1, -(-decoding // self.stages)), f"{rows} decode rows of {decoding} in one group"
+        assert rows <= max(1, -(-decoding // self.decode_groups)), f"{rows} decode rows of {decoding} in one group"
         return rows
 
     def deliver(self) -> list[Emitted]:

@@ -146,6 +146,7 @@ def spec(folder) -> ServiceSpec:
         sampleable_ids=60,
         max_batch_tokens=16,
         max_waiting=4,
+        decode_groups=None,
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),

