@@ -69,6 +69,17 @@ class AsyncLink:
         await self._stream.wait_writable()
         self._stream.write(frame)
 
+    def post(self, message: Message) -> None:
+        """Hand a message to the socket without waiting: for a sender that something else keeps from sending too much.
+
+        Raises:
+            LinkClosed: the link is closed.
+            FrameError: the message does not fit into a frame; nothing was sent.
+        """
+        frame = _frame(message)
+        self._stream.check_open()
+        self._stream.write(frame)
+
     async def receive(self) -> Message:
         """Wait for the next message; heartbeats are none. What arrived before the other end closed is still received.
 

@@ -60,6 +60,10 @@ class FrameStream(asyncio.Protocol):
                 await writer
             finally:
                 self._writers.discard(writer)
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Raises LinkClosed if the stream is closed."""
         if self.reason is not None:
             raise LinkClosed(self.reason)
 

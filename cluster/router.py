@@ -159,7 +159,7 @@ class Router:
             downlink.close()
             return
         self._start(self._send_microbatches(downlink))
-        self._start(self._receive_results(self._results.result()))
+        self._start(self._receive_results(self._results.result(), downlink))
         self._start(self._desk.report_load())
         self._start(self._watch_progress())
 
@@ -201,29 +201,37 @@ class Router:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _send_microbatches(self, downlink: AsyncLink) -> None:
-        """The main loop: wait for something to change, then send all that may go."""
+        """Whenever something has changed by itself, send all that may go."""
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while (microbatch := self._scheduler.schedule(self._epoch, self._step)) is not None:
-                    self._step += 1
-                    self._desk.mark_started(microbatch)
-                    await downlink.send(microbatch)
-        except LinkClosed as error:
-            self._break(f"link to stage 0: {error}")
+                self._launch(downlink)
         finally:
             downlink.close()
 
-    async def _receive_results(self, uplink: AsyncLink) -> None:
+    def _launch(self, downlink: AsyncLink) -> None:
+        """Send all microbatches that may go. Those in flight are few, so nothing has to wait for the socket."""
+        try:
+            while (microbatch := self._scheduler.schedule(self._epoch, self._step)) is not None:
+                self._step += 1
+                downlink.post(microbatch)
+                self._desk.mark_started(microbatch)
+        except LinkClosed as error:
+            # A turn later, so that the tokens of the step before still go out.
+            asyncio.get_running_loop().call_soon(self._break, f"link to stage 0: {error}")
+
+    async def _receive_results(self, uplink: AsyncLink, downlink: AsyncLink) -> None:
+        """The main loop. The stages' next work leaves before anybody hears of the tokens: stages wait for it alone."""
         try:
             while True:
                 result = await uplink.receive()
                 assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
                 assert result.epoch == self._epoch, f"result of epoch {result.epoch}, bound at {self._epoch}"
                 self._results_seen += 1
-                self._desk.deliver(self._scheduler.update(result))
-                self._wake.set()
+                emitted = self._scheduler.update(result)
+                self._launch(downlink)
+                self._desk.deliver(emitted)
         except LinkClosed as error:
             self._break(f"link from the last stage: {error}")
         finally:

@@ -3,8 +3,9 @@
     upstream link ── receive thread ──▶ arrived ── step loop ──▶ leaving ── send thread ──▶ downstream link
                      rows into the stage's inbox   (caller of `run`)                        watched for its end
 
-The stage computes while the next microbatch arrives and the last one leaves, so a neighbour that computes never blocks
-a send. Whichever part fails ends the whole, once, and both links with it: the break goes on to both neighbours.
+The stage computes while the next microbatch arrives and a large one leaves, so a neighbour that computes never blocks
+a send. What is small leaves from the step loop itself: waking a thread for it would take longer than sending it.
+Whichever part fails ends the whole, once, and both links with it: the break goes on to both neighbours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tramontane.stages.microbatch import Microbatch, StepResult
 
 log = logging.getLogger(__name__)
 
+SMALL_BYTES = 64 << 10
+"""Rows that a socket takes at once, together with the few others that may be in flight."""
 CHANNEL_LIMIT = 64
 """Microbatches between two threads. The router's credits keep far fewer in flight, so nothing waits here."""
 
@@ -55,6 +58,10 @@ class StageRun:
         self._upstream: Link | None = None
         self._downstream: Link | None = None
         self._reason: str | None = None
+        self._handed_over = 0
+        """Outputs given to the send thread, counted by the step loop; ..."""
+        self._sent = 0
+        """... and those of them that have left, counted by the send thread."""
 
     def join_upstream(self, link: Link) -> bool:
         """Take the upstream's link; False where there is one already, or the run has ended."""
@@ -75,7 +82,7 @@ class StageRun:
             threads.append(self._start(self._receive, upstream))
             threads.append(self._start(self._send, downstream))
             while True:
-                self._step(self._arrived.get())
+                self._step(self._arrived.get(), downstream)
         except ChannelClosed:
             pass
         except LinkClosed as error:
@@ -118,14 +125,19 @@ class StageRun:
                 raise ChannelClosed
             return self._upstream
 
-    def _step(self, microbatch: Microbatch) -> None:
+    def _step(self, microbatch: Microbatch, downstream: Link) -> None:
         try:
             output = self._stage.step(microbatch)
         except Exception as error:
             log.exception("%s failed at epoch %d, step %d", self._name, microbatch.epoch, microbatch.step)
             self.end(f"step {microbatch.step}: {one_line(error)}")
             raise ChannelClosed from None
-        self._leaving.put((microbatch, output))
+        small = isinstance(output, StepResult) or output.nbytes <= SMALL_BYTES
+        if small and self._sent == self._handed_over:  # nobody else sends, and nothing is overtaken
+            _send_output(downstream, microbatch, output)
+        else:
+            self._handed_over += 1
+            self._leaving.put((microbatch, output))
 
     def _receive(self, upstream: Link) -> None:
         try:
@@ -151,11 +163,8 @@ class StageRun:
     def _send(self, downstream: Link) -> None:
         try:
             while True:
-                microbatch, output = self._leaving.get()
-                if isinstance(output, StepResult):
-                    downstream.send(output)
-                else:
-                    downstream.send(microbatch, output)
+                _send_output(downstream, *self._leaving.get())
+                self._sent += 1
         except LinkClosed as error:
             self.end(f"downstream: {error}")
 
@@ -180,3 +189,11 @@ class StageRun:
         thread = threading.Thread(target=guarded, name=f"{self._name} {job.__name__.strip('_')}", daemon=True)
         thread.start()
         return thread
+
+
+def _send_output(downstream: Link, microbatch: Microbatch, output: memoryview | StepResult) -> None:
+    """To the router a result, to the next stage the microbatch with its rows."""
+    if isinstance(output, StepResult):
+        downstream.send(output)
+    else:
+        downstream.send(microbatch, output)
