@@ -7,8 +7,12 @@
 //
 // What a unit computes depends on nothing but its number, so the results do not depend on who computes it.
 //
-// A thread that waits for the others spins, and gives the core away once that has lasted: where more threads than cores
-// run, those that have work get them. Between calls the helpers spin for a moment, then sleep until the next call.
+// Nobody waits for a thread that is not there: a share is over when its units are done. A helper that the system wakes
+// late, because others need its core, skips the shares that are over and joins the one that is not. What it reads
+// between them may be out of date; it decides nothing, since the share that it was meant for is over then, too.
+//
+// A thread that waits for a unit of another spins, and gives the core away once that has lasted. Between calls the
+// helpers spin for a moment, then sleep until the next call.
 #pragma once
 
 #include <sched.h>
@@ -42,10 +46,19 @@ inline void pin(std::thread& helper, int member, int threads) {
     pthread_setaffinity_np(helper.native_handle(), sizeof its, &its);
 }
 
+/// The share that is under way: its number in the call, the next unit, and how many are done.
+struct Progress {
+    alignas(64) std::atomic<uint64_t> claims{0};  // the number above, the next unit below
+    alignas(64) std::atomic<uint32_t> done{0};
+
+    static uint32_t share_of(uint64_t claims) { return uint32_t(claims >> 32); }
+    static uint32_t unit_of(uint64_t claims) { return uint32_t(claims); }
+    static uint64_t start_of(uint32_t share) { return uint64_t(share) << 32; }
+};
+
 class Team {
 public:
-    Team(int threads, int member, std::atomic<int>& next, std::atomic<int>& arrived, std::atomic<int>& round)
-        : threads_(threads), member_(member), next_(next), arrived_(arrived), round_(round) {}
+    Team(int threads, int member, Progress& progress) : threads_(threads), member_(member), progress_(progress) {}
 
     int member() const { return member_; }
 
@@ -57,8 +70,21 @@ public:
             then();
             return;
         }
-        for (int unit; (unit = next_.fetch_add(1, std::memory_order_relaxed)) < count;) work(unit);
-        wait_for_all(then);
+        const uint32_t mine = share_++, units = std::max(count, 1);
+        uint64_t seen = progress_.claims.load(std::memory_order_acquire);
+        while (Progress::share_of(seen) == mine && Progress::unit_of(seen) < units) {
+            if (!progress_.claims.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
+            if (count > 0) work(int(Progress::unit_of(seen)));
+            if (progress_.done.fetch_add(1, std::memory_order_acq_rel) + 1 == units) {
+                then();
+                progress_.done.store(0, std::memory_order_relaxed);
+                progress_.claims.store(Progress::start_of(mine + 1), std::memory_order_release);
+                return;
+            }
+            seen = progress_.claims.load(std::memory_order_acquire);
+        }
+        for (int spins = 0; Progress::share_of(progress_.claims.load(std::memory_order_acquire)) == mine; ++spins)
+            spins < SPINS ? _mm_pause() : void(sched_yield());
     }
 
     template <class Work>
@@ -67,22 +93,9 @@ public:
     }
 
 private:
-    template <class Then>
-    void wait_for_all(Then&& then) {
-        const int round = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-            then();
-            arrived_.store(0, std::memory_order_relaxed);
-            next_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-            spins < SPINS ? _mm_pause() : void(sched_yield());
-    }
-
     const int threads_, member_;
-    std::atomic<int>&next_, &arrived_, &round_;
+    Progress& progress_;
+    uint32_t share_ = 0;
 };
 
 /// Memory of one call: taken piece by piece before the threads start, all given back when the next call begins.
@@ -129,7 +142,7 @@ public:
 
     tramontane::Arena arena;
 
-    /// Run `work` on so many threads, the caller's among them, and wait for all.
+    /// Run `work` on so many threads, the caller's among them. It is done when this returns, and no helper is in it.
     template <class Work>
     void run(int threads, Work&& work) {
         while (int(helpers_.size()) < threads - 1) {
@@ -137,16 +150,17 @@ public:
             helpers_.emplace_back([this, member, call = call_.load()] { help(member, call); });
             tramontane::pin(helpers_.back(), member, threads);
         }
-        next_ = 0;
+        tramontane::Team team(threads, 0, progress_);
+        if (threads == 1) return work(team);
         work_ = [&work](tramontane::Team& team) { work(team); };
         threads_ = threads;
-        finished_ = 0;
-        if (threads > 1) announce();
-        tramontane::Team team(threads, 0, next_, arrived_, round_);
+        progress_.claims = 0;
+        open_ = true;
+        announce();
         work(team);
-        const int helpers = threads > 1 ? int(helpers_.size()) : 0;
-        for (int spins = 0; finished_.load(std::memory_order_acquire) < helpers; ++spins)
-            spins < tramontane::SPINS ? _mm_pause() : void(sched_yield());
+        // The order of these two, and of the helper's two, lets no helper in that is not seen here.
+        open_ = false;
+        for (int spins = 0; inside_; ++spins) spins < tramontane::SPINS ? _mm_pause() : void(sched_yield());
     }
 
 private:
@@ -156,26 +170,27 @@ private:
     }
 
     void help(int member, int call) {
-        for (;; ++call) {
+        for (;;) {
             for (int spins = 0; call_.load(std::memory_order_acquire) == call && spins < tramontane::SPINS; ++spins)
                 _mm_pause();
             call_.wait(call, std::memory_order_acquire);
+            call = call_.load(std::memory_order_acquire);
             if (stopping_) return;
-            if (member < threads_) {
-                tramontane::Team team(threads_, member, next_, arrived_, round_);
+            ++inside_;
+            if (open_ && member < threads_) {
+                tramontane::Team team(threads_, member, progress_);
                 work_(team);
             }
-            finished_.fetch_add(1, std::memory_order_release);
+            --inside_;
         }
     }
 
     std::vector<std::thread> helpers_;
     std::function<void(tramontane::Team&)> work_;
     int threads_ = 1;
-    bool stopping_ = false;
+    std::atomic<bool> stopping_{false};
+    tramontane::Progress progress_;
     alignas(64) std::atomic<int> call_{0};
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> round_{0};
-    alignas(64) std::atomic<int> finished_{0};
+    alignas(64) std::atomic<bool> open_{false};
+    alignas(64) std::atomic<int> inside_{0};
 };
