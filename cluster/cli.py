@@ -86,7 +86,7 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--decode-groups", type=click.IntRange(1, 64), help="Microbatches that decode goes round in. Default: one a stage."
 )
-@click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: the cluster's CPUs / stages.")
+@click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: what nodes have for each.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of a stage's step. Default: whole CPUs of a stage.")
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
 @click.option("--detach", is_flag=True, help="With --address: return once ready and leave the service running.")

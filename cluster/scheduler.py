@@ -184,7 +184,7 @@ class Scheduler:
         """Let the waiting in, by age, while KV holds them beside what the running will need."""
         roster = self._roster
         # Never more than the decode rows of a round: whoever still prefills then finds a row free in some microbatch.
-        seats = self._stages * self._max_batch_tokens - len(roster.running)
+        seats = self._groups * self._max_batch_tokens - len(roster.running)
         admitted = self._reserve.affordable(roster.blocks, roster.waiting.values(), roster.running.values(), seats)
         for sequence in admitted:
             roster.admit(sequence)

@@ -87,6 +87,9 @@ class StageRun:
             pass
         except LinkClosed as error:
             self.end(f"downstream: {error}")
+        except Exception as error:  # a mistake of ours; it is the run's reason, as it would be in the other threads
+            log.exception("%s failed at epoch %d", self._name, self.epoch)
+            self.end(one_line(error))
         finally:
             self.end("the step loop was interrupted")
             for thread in threads:

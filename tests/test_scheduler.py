@@ -175,6 +175,14 @@ def test_decode_groups_are_even_two_rounds_after_a_burst(stages, groups, burst):
         assert sum(rows[at : at + groups]) == max(burst, groups if burst >= groups else sum(rows[:groups]))
 
 
+@pytest.mark.parametrize(("stages", "groups", "count"), [(2, 1, 8), (4, 3, 16), (4, 1, 16), (1, 3, 20)])
+def test_a_crowd_never_overfills_a_group(stages, groups, count):
+    pipeline = FakePipeline(layout_of((8,), pool=80), stages=stages, max_batch_tokens=4, decode_groups=groups)
+    for index in range(count):
+        pipeline.add(index, [index], max_tokens=10)
+    pipeline.run()
+
+
 def test_a_burst_joins_the_groups_that_are_there():
     pipeline = FakePipeline(layout_of((8,), pool=40), stages=4, max_batch_tokens=64)
     for index in range(12):

@@ -4,6 +4,9 @@ Pure compute is the stages' steps run back to back in this process, nothing betw
 two tokens of one stream, and with S stages of even cost that floor divided by S is the floor of a full pipeline's
 period. The whole path is `tramontane serve` and gRPC streams: gateway, router, links and Ray's processes beside it. A
 small model shows the path's own cost, since its steps are short; figures count only as ratios within one run.
+
+`--groups` tries decode in S, S + 1 and S + 2 groups for S stages: more groups leave a stage less time without work, and
+each of them reads all weights.
 """
 
 from __future__ import annotations
@@ -88,14 +91,18 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--users", type=int, default=16, help="of the crowd, beside one alone")
+    parser.add_argument("--groups", action="store_true", help="decode groups, in a crowd only")
     options = parser.parse_args()
     rows = []
-    print(f"{'stages':>6} {'users':>6} {'compute ms':>11} {'path ms':>8} {'ratio':>6}  busy")
-    for stages in (1, 2):
-        service = Service(str(options.model), "--stages", str(stages), "--threads", "1", "--dtype", options.dtype)
+    print(f"{'stages':>6} {'groups':>6} {'users':>6} {'compute ms':>11} {'path ms':>8} {'ratio':>6}  busy")
+    crowds = (options.users,) if options.groups else (1, options.users)
+    for stages, more in itertools.product((1, 2), (0, 1, 2) if options.groups else (0,)):
+        shape = ["--stages", str(stages), "--decode-groups", str(stages + more), "--threads", "1"]
+        service = Service(str(options.model), *shape, "--dtype", options.dtype)
         try:
             target = service.target
-            for users in (1, 16):
+            for users in crowds:
                 compute, path = [], []
                 for _ in range(options.rounds):
                     compute.append(compute_ms(options.model, options.dtype, stages, users, options.tokens))
@@ -103,6 +110,7 @@ def main() -> None:
                     path.append(gap)
                 row = {
                     "stages": stages,
+                    "groups": stages + more,
                     "users": users,
                     "compute_ms": statistics.median(compute),
                     "path_ms": statistics.median(path),
@@ -112,7 +120,8 @@ def main() -> None:
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
                 ratio = row["path_ms"] / row["compute_ms"]
                 print(
-                    f"{stages:6d} {users:6d} {row['compute_ms']:11.2f} {row['path_ms']:8.2f} {ratio:6.2f}  {shares}",
+                    f"{stages:6d} {stages + more:6d} {users:6d} {row['compute_ms']:11.2f} {row['path_ms']:8.2f} "
+                    f"{ratio:6.2f}  {shares}",
                     flush=True,
                 )
         finally:

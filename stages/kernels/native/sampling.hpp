@@ -197,8 +197,9 @@ private:
             if (passed + sum > target) {
                 double running = passed;
                 for (int32_t id = first; id < first + stretch(first); ++id) {
+                    if (weight[id] == 0) continue;  // taken away: whatever rounding does to the sums, it is not drawn
                     running += weight[id];
-                    if (weight[id] > 0) last = id;
+                    last = id;
                     if (running > target) return id;
                 }
             }
