@@ -104,6 +104,8 @@ async def test_what_arrived_before_the_end_is_still_received(folder):
         assert [message.request async for message in theirs.messages()] == [0, 1, 2]
         with pytest.raises(LinkClosed, match="closed by the other end"):
             await theirs.send(Cancel(request=9))
+        with pytest.raises(LinkClosed, match="closed by the other end"):
+            theirs.post(Cancel(request=9))
 
 
 async def test_close_wakes_receivers_and_senders_with_the_reason(folder):

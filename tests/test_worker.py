@@ -59,6 +59,20 @@ def test_payloads_of_8_megabytes_in_flight_do_not_block_each_other(node):
         sender.get(timeout=DEADLINE_S)
 
 
+def test_small_outputs_do_not_overtake_large_ones():
+    """16 KiB a row: the large ones leave by the send thread, the small ones from the step loop."""
+    rows = [300, 1, 2, 512, 512, 1, 3, 1, 100, 4, 5, 1] * 3
+    with pipeline(width=4096) as whole:
+        whole.start(epoch=1)
+        sender = in_thread(
+            lambda: [whole.to_first.send(microbatch(n, np.full(count, n), epoch=1)) for n, count in enumerate(rows)]
+        )
+        for step in range(len(rows)):
+            result = whole.from_last.receive()
+            assert (result.step, result.token.tolist()) == (step, [step + 3])
+        sender.get(timeout=DEADLINE_S)
+
+
 def test_a_stage_receives_and_sends_while_it_computes():
     computing, go_on = threading.Semaphore(0), threading.Event()
 
