@@ -103,7 +103,8 @@ struct Urn {
 
     Urn(Arena& arena, int32_t ids)
         : scaled(arena.take<float>(ids + WIDTH)), weight(arena.take<float>(ids + WIDTH)),
-          bucket(arena.take<int32_t>(ids + WIDTH)), ranked(arena.take<int32_t>(ids)), count(arena.take<int32_t>(BUCKETS)), mass(arena.take<double>(BUCKETS)) {}
+          bucket(arena.take<int32_t>(ids + WIDTH)), ranked(arena.take<int32_t>(ids)),
+          count(arena.take<int32_t>(BUCKETS)), mass(arena.take<double>(BUCKETS)) {}
 
     /// The id of a row of logits, minus infinity where an id is banned, whose largest is `most`.
     int32_t draw(const float* logits, int32_t ids, float most, const Choice& choice) const {
