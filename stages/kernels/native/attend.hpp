@@ -22,8 +22,13 @@ namespace tramontane {
 constexpr int TILE = 64;
 static_assert(TILE % COLUMNS == 0);
 
-/// From how many queries on a tile is widened.
+/// From how many queries on a tile is widened, and queries of one pass over the copy: VECTORS sums each.
 constexpr int MANY = 9;
+#if defined(__AVX512F__)
+constexpr int MANY_ROWS = 6;
+#else
+constexpr int MANY_ROWS = 3;
+#endif
 
 /// Queries of one pass over keys or values as they lie, where 4 bytes of registers are needed beside each sum.
 constexpr int FEW_ROWS = 4;
@@ -280,7 +285,7 @@ private:
 
     void score_many(const Queries& queries, const Workspace& space) const {
         for (int place = 0; place < TILE; place += COLUMNS)
-            by_tiles<ROWS>(queries.count(), [&](int query, auto rows) {
+            by_tiles<MANY_ROWS>(queries.count(), [&](int query, auto rows) {
                 constexpr int N = decltype(rows)::value;
                 const float* pointers[N];
                 float* scores[N];
@@ -296,7 +301,7 @@ private:
     void weigh_many(const Queries& queries, const Workspace& space, int32_t tile, Range range) const {
         for (int64_t strip = 0; strip < space.strips; ++strip) {
             const auto* values = reinterpret_cast<const uint32_t*>(space.wide_values + strip * TILE * COLUMNS);
-            by_tiles<ROWS>(queries.count(), [&](int query, auto rows) {
+            by_tiles<MANY_ROWS>(queries.count(), [&](int query, auto rows) {
                 by_sight<decltype(rows)::value>(space, query, range, [&](int first, auto several, Range seen) {
                     constexpr int N = decltype(several)::value;
                     const float* weights[N];

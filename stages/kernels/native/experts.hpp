@@ -88,20 +88,29 @@ struct ExpertsMemory {
 template <class Weights, class Finish>
 void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, const Operands<Weights>& operands,
                        const int32_t* inputs, Finish&& finish) {
+    struct Unit {
+        int32_t expert;
+        int panel;
+        Rows rows;
+    };
     const auto rows_of = [&](int32_t expert) {
         return Rows{inputs, pairs.begin[expert], pairs.begin[expert + 1] - pairs.begin[expert]};
     };
-    int units = 0;
-    for (int32_t expert = 0; expert < pairs.experts; ++expert)
-        units += rows_of(expert).units() * panels_of(matrices[expert]);
-    team.share(units, [&](int unit) {
+    const auto units_of = [&](int32_t expert) { return rows_of(expert).units() * panels_of(matrices[expert]); };
+    const auto unit_of = [&](int number) {
         int32_t expert = 0;
-        for (int mine; unit >= (mine = rows_of(expert).units() * panels_of(matrices[expert])); ++expert) unit -= mine;
+        for (int units; number >= (units = units_of(expert)); ++expert) number -= units;
         const Rows rows = rows_of(expert);
-        const int panel = unit / rows.units();
-        const Rows some = rows.unit(unit % rows.units());
-        panel_product<Weights>(matrices[expert], panel, operands, some, [&](int index, const Floats(&values)[VECTORS]) {
-            finish(pairs.pair[some.first + index], panel, values);
+        return Unit{expert, number / rows.units(), rows.unit(number % rows.units())};
+    };
+    int units = 0;
+    for (int32_t expert = 0; expert < pairs.experts; ++expert) units += units_of(expert);
+    team.share(units, [&](int number) {
+        const Unit unit = unit_of(number), next = unit_of(team.likely_next(number, units));
+        panel_product<Weights>(matrices[unit.expert], unit.panel, operands, unit.rows,
+                               Panel<Weights>(matrices[next.expert], next.panel).words,
+                               [&](int index, const Floats(&values)[VECTORS]) {
+            finish(pairs.pair[unit.rows.first + index], unit.panel, values);
         });
     });
 }
@@ -120,7 +129,7 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, c
             float* gates = memory.gates + row * rounded_up(pairs.experts, COLUMNS);
             if (layer.gate.panels)
                 for (int panel = 0; panel < panels_of(layer.gate); ++panel)
-                    panel_product<Float32>(layer.gate, panel, memory.gate_operands, {nullptr, row, 1},
+                    panel_product<Float32>(layer.gate, panel, memory.gate_operands, {nullptr, row, 1}, nullptr,
                                            [&](int, const Floats(&values)[VECTORS]) {
                                                for (int vector = 0; vector < VECTORS; ++vector)
                                                    store(gates + panel * COLUMNS + vector * WIDTH,

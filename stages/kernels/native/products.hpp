@@ -73,40 +73,41 @@ struct Panel {
     }
 };
 
-/// Add the products of a panel's next `count` words with the rows' inputs from `input` on to all rows' sums.
+/// Add the products of a panel's next `count` words with the rows' inputs from `input` on to all rows' sums. Meanwhile
+/// fetch `coming` words from `next` on: every tile its share of them, so that memory is read as long as rows compute.
 template <class Weights>
 void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, const auto& operands, const Rows& rows,
-               int64_t input, int64_t count) {
+               int64_t input, int64_t count, const uint32_t* next, int64_t coming) {
+    const int64_t passes = (rows.count + ROWS - 1) / ROWS * (VECTORS / span_of(std::min(rows.count, ROWS)));
+    Fetch fetch{reinterpret_cast<const char*>(next), (coming * COLUMNS * 4 + passes * count - 1) / (passes * count)};
     by_tiles<ROWS>(rows.count, [&](int first, auto tile_rows) {
-        constexpr int N = decltype(tile_rows)::value;
+        constexpr int N = decltype(tile_rows)::value, SPAN = span_of(N);
         const typename Weights::Operand* inputs[N];
         for (int row = 0; row < N; ++row) inputs[row] = operands.values + rows[first + row] * operands.stride + input;
-        tile<Weights, N>(sums + first, words, inputs, count);
+        for (int vector = 0; vector < VECTORS; vector += SPAN, fetch.place += fetch.step * count)
+            tile<Weights, N, SPAN>(sums[first] + vector, words + vector * WIDTH, inputs, count, fetch);
     });
 }
 
 /// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
+/// `next` is where the panel begins that this thread is likely to work on next.
 template <class Weights, class Finish>
 void panel_product(const Matrix& matrix, int number, const Operands<Weights>& operands, const Rows& rows,
-                   Finish&& finish) {
+                   const uint32_t* next, Finish&& finish) {
     using Sums = typename Weights::Sums;
     alignas(64) Sums sums[UNIT_ROWS][VECTORS];
     std::memset(sums, 0, rows.count * sizeof sums[0]);
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
-    constexpr bool CAN_WIDEN = Weights::KIND == WEIGHTS_BFLOAT16 && sizeof(typename Weights::Operand) == sizeof(float);
-    if (rows.count <= ROWS) {
-        add_words<Weights>(sums, panel.words, operands, rows, 0, words);  // reads the panel once and in one go
-    } else if (!CAN_WIDEN || rows.count <= 8 * ROWS) {
-        for (int64_t word = 0; word < words; word += DEPTH)
-            add_words<Weights>(sums, panel.words + word * COLUMNS, operands, rows, word * Weights::PER_WORD,
-                               std::min<int64_t>(words - word, DEPTH));
-    } else if constexpr (CAN_WIDEN) {
-        alignas(64) uint32_t wide[DEPTH * COLUMNS];
-        for (int64_t word = 0; word < words; word += DEPTH / 2) {
-            const int64_t count = std::min<int64_t>(words - word, DEPTH / 2);
-            Weights::widen(wide, panel.words + word * COLUMNS, count);
-            add_words<Float32>(sums, wide, operands, rows, word * 2, count * 2);
+    if (rows.count <= 2) {
+        // One pass, from memory: what it needs next comes behind what it has.
+        add_words<Weights>(sums, panel.words, operands, rows, 0, words, panel.words + 16 * COLUMNS, words);
+    } else {
+        for (int64_t word = 0; word < words; word += DEPTH) {
+            const uint32_t* some = panel.words + word * COLUMNS;
+            const int64_t count = std::min<int64_t>(words - word, DEPTH), after = words - word - count;
+            add_words<Weights>(sums, some, operands, rows, word * Weights::PER_WORD, count,
+                               after ? some + count * COLUMNS : next, std::min<int64_t>(after ? after : words, DEPTH));
         }
     }
     for (int row = 0; row < rows.count; ++row) {
@@ -122,13 +123,14 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
 template <class Weights, class Finish>
 void product(Team& team, const Matrix& matrix, const Operands<Weights>& operands, int32_t rows, Finish&& finish) {
     const Rows every{nullptr, 0, rows};
-    const int units = every.units();
-    team.share(panels_of(matrix) * units, [&](int unit) {
-        const int panel = unit / units;
-        const Rows some = every.unit(unit % units);
-        panel_product<Weights>(matrix, panel, operands, some, [&](int index, const Floats (&values)[VECTORS]) {
-            finish(some[index], panel * COLUMNS, values);
-        });
+    const int per_panel = every.units(), units = panels_of(matrix) * per_panel;
+    team.share(units, [&](int unit) {
+        const int panel = unit / per_panel, next = team.likely_next(unit, units) / per_panel;
+        const Rows some = every.unit(unit % per_panel);
+        panel_product<Weights>(matrix, panel, operands, some, Panel<Weights>(matrix, next).words,
+                               [&](int index, const Floats(&values)[VECTORS]) {
+                                   finish(some[index], panel * COLUMNS, values);
+                               });
     });
 }
 

@@ -62,6 +62,9 @@ public:
 
     int member() const { return member_; }
 
+    /// The unit that the thread which works on `unit` of so many probably takes next.
+    int likely_next(int unit, int units) const { return std::min(unit + threads_, units - 1); }
+
     /// work(0) .. work(count - 1), each by one thread; afterwards all have been done. `then` runs once, after the last.
     template <class Work, class Then>
     void share(int count, Work&& work, Then&& then) {

@@ -70,14 +70,7 @@ inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof va
 
 /// The two bfloat16 of each word as float32: the first lies in its lower half.
 inline Floats first_of(Words words) { return same_bits<Floats>(words << 16); }
-inline Floats second_of(Words words) {
-#if defined(__AVX512F__)
-    return same_bits<Floats>(words & 0xffff0000u);
-#else
-    // Two shifts rather than a mask: the mask would take the register that a full tile lacks then.
-    return (Floats)_mm256_slli_epi32(_mm256_srli_epi32((__m256i)words, 16), 16);
-#endif
-}
+inline Floats second_of(Words words) { return same_bits<Floats>(words & 0xffff0000u); }
 
 /// Numbers of a type in a word of 4 bytes.
 template <class Value>
