@@ -38,10 +38,11 @@ def load_stages(
     dtype: str = "float32",
     kernels: str | None = None,
     quantize: str | None = None,
+    device: str = "cpu",
 ) -> list[Stage]:
     """The model as stages of so many layers each; by default as one."""
     spans = split_as(config, split or [config.layers])
-    options = {"dtype": dtype, "device": "cpu", "kernels": kernels, "quantize": quantize}
+    options = {"dtype": dtype, "device": device, "kernels": kernels, "quantize": quantize}
     return [Stage.load(config, folder, span, **options) for span in spans]
 
 

@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from kernel_sets import needs_native
 
 from tramontane.stages import sampler
@@ -21,7 +22,21 @@ def native_sampler():
     return SimpleNamespace(sample=partial(sampling.sample, engine), score=partial(sampling.score, engine))
 
 
+def cuda_sampler():
+    """Torch's, for logits that lie on a GPU."""
+
+    def there(choose):
+        return lambda logits, *rest: choose(logits.cuda(), *rest)
+
+    return SimpleNamespace(sample=there(sampler.sample), score=there(sampler.score))
+
+
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 SAMPLERS = [
     pytest.param(torch_sampler, id="torch"),
+    pytest.param(cuda_sampler, id="torch-cuda", marks=NEEDS_GPU),
     pytest.param(native_sampler, id="native", marks=needs_native),
 ]

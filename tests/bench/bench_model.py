@@ -17,6 +17,7 @@ kernel beside the ceilings (`kernel_bench.py`), and with `--growth` cost over le
     python tests/bench/bench_model.py --only ours,hf --workloads B,C --rounds 5
     python tests/bench/bench_model.py --peer llama=PYTHON --llama-source LLAMA_CPP --peer vllm=PYTHON
     python tests/bench/bench_model.py --growth
+    python tests/bench/bench_model.py --device cuda               # ours in process and transformers on a GPU
 
 How to install a peer stands at the head of its driver in `peers/`. Tables for people, then one JSON line; on the
 error stream, whose turn it is.
@@ -51,6 +52,8 @@ from tramontane.stages.config import ModelConfig
 
 EMBEDDED = Path(__file__).parent.parent.parent / "deploy" / "embedded"
 PIPELINE_WORKLOAD = "A"
+ON_CUDA = ("ours", "hf")
+"""The contestants that `--device cuda` can measure."""
 
 
 def main() -> None:
@@ -61,6 +64,7 @@ def main() -> None:
         "model": options.model,
         "dtype": options.dtype,
         "quantize": options.quantize,
+        "device": options.device,
         "threads": options.threads,
     }
     print("{machine}, {cpus} CPUs, {date}, load {load_before}: {command}".format(**about), flush=True)
@@ -85,6 +89,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=synthetic.default_folder(), help="where they are kept")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--quantize", choices=["int8"], help="passed on to ours; llama.cpp takes Q8_0")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: no kernels, gRPC or peers")
     parser.add_argument("--threads", type=int, default=2, help="of every contestant, all stages together")
     parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
     parser.add_argument("--workloads", default="A,B,C,D")
@@ -101,7 +106,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     options.number = options.quantize or options.dtype
     options.peers = {name: python for name, _, python in (peer.partition("=") for peer in options.peer)}
     options.workloads = options.workloads.split(",")
-    options.only = [name for name in options.only.split(",") if name]
+    options.only = [name for name in options.only.split(",") if name] or (
+        [*ON_CUDA] if options.device == "cuda" else []
+    )
     for option, given, known in (
         ("peer", options.peers, PEERS),
         ("workloads", options.workloads, "ABCD"),
@@ -109,6 +116,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     ):
         if unknown := [name for name in given if name not in known]:
             parser.error(f"--{option} {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.device == "cuda" and (unable := [name for name in options.only if name not in ON_CUDA]):
+        parser.error(f"--device cuda, --only {', '.join(unable)}; on CUDA there are {', '.join(ON_CUDA)}")
     return options
 
 
@@ -122,6 +131,7 @@ def measure_workloads(options: argparse.Namespace, model: Path) -> tuple[Results
         gguf=_gguf(options, model),
         dtype=options.dtype,
         quantize=options.quantize,
+        device=options.device,
         threads=options.threads,
         context=config.context,
         warm_up=workloads.make_warm_up(config.vocab),
@@ -160,7 +170,7 @@ def measure_round(
     """One turn of each; one that fails is told, and does not come again."""
 
     def ceilings() -> Any:
-        return measure_ceilings(options.threads, int8=options.number == "int8")
+        return measure_ceilings(options.threads, int8=options.number == "int8", device=options.device)
 
     others, before, turns, replay = others_busy_cpus(), ceilings(), {}, None
     for contestant in list(contestants):

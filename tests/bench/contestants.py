@@ -4,8 +4,9 @@ A turn starts the contestant, warms it up, runs the workloads one after another 
 threads, heartbeats or memory lie beside another's measurement. A program (ours in process, transformers, peers) reads
 one JSON job from its standard input and prints one line of JSON last:
 
-    {"model": FOLDER, "gguf": FILE, "dtype": "bfloat16", "quantize": null, "threads": 2, "context": 8192,
-     "warm_up": WORKLOAD, "workloads": [{"name": "A", "prompts": [[7, 8, 9]], "new_tokens": 64, "counted": "whole"}]}
+    {"model": FOLDER, "gguf": FILE, "dtype": "bfloat16", "quantize": null, "device": "cpu", "threads": 2,
+     "context": 8192, "warm_up": WORKLOAD,
+     "workloads": [{"name": "A", "prompts": [[7, 8, 9]], "new_tokens": 64, "counted": "whole"}]}
 
     {"about": "who and which version", "runs": {"A": {"wall_s": 1.5, "first_s": 0.5, "tokens": [[3, 4]]}}}
 
@@ -37,6 +38,7 @@ class Job:
     model: Path
     dtype: str
     quantize: str | None
+    device: str
     threads: int
     context: int
     warm_up: Workload

@@ -50,7 +50,9 @@ class Run:
     """Generated, by request."""
 
 
-def load_stage(model_dir: Path, config: ModelConfig, span: range, dtype: str, quantize: str | None = None) -> Stage:
+def load_stage(
+    model_dir: Path, config: ModelConfig, span: range, dtype: str, quantize: str | None = None, device: str = "cpu"
+) -> Stage:
     """One stage; `quantize` is passed on where stages take it.
 
     Raises:
@@ -61,7 +63,7 @@ def load_stage(model_dir: Path, config: ModelConfig, span: range, dtype: str, qu
         if "quantize" not in inspect.signature(Stage.load).parameters:
             raise SystemExit(f"--quantize {quantize}: the stages of this version take no quantize")
         options["quantize"] = quantize
-    return Stage.load(config, model_dir, span, dtype=dtype, device="cpu", **options)
+    return Stage.load(config, model_dir, span, dtype=dtype, device=device, **options)
 
 
 def serving_layout(config: ModelConfig, spans: tuple[range, ...], dtype: str) -> KVLayout:
@@ -80,12 +82,13 @@ class InProcess:
         *,
         split: tuple[int, ...] | None = None,
         quantize: str | None = None,
+        device: str = "cpu",
     ) -> None:
         config = ModelConfig.load(model_dir)
         spans = split_as(config, split or (config.layers,))
         self.config = config
         self.layout = serving_layout(config, spans, dtype)
-        self.stages = [load_stage(model_dir, config, span, dtype, quantize) for span in spans]
+        self.stages = [load_stage(model_dir, config, span, dtype, quantize, device) for span in spans]
         for stage in self.stages:
             stage.bind(EPOCH, self.layout, config.context, MAX_BATCH_TOKENS)
         self._scheduler = Scheduler(
@@ -146,7 +149,7 @@ def main() -> None:
     """Read a job, run it, print the result."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
-    ours = InProcess(Path(job["model"]), job["dtype"], quantize=job["quantize"])
+    ours = InProcess(Path(job["model"]), job["dtype"], quantize=job["quantize"], device=job["device"])
     ours.run(Workload.from_json(job["warm_up"]))
     runs = {values["name"]: asdict(ours.run(Workload.from_json(values))) for values in job["workloads"]}
     print(json.dumps({"about": ours.stages[0].numerics, "runs": runs}))

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as a contestant: eager, on the CPU, greedy. `contestants.py` says what a job is.
+"""Hugging Face transformers as a contestant: eager, greedy. `contestants.py` says what a job is.
 
 Requests that arrive together run as one batch, padded on the left. One after another each would read the weights for
 itself in every decode step; padding costs prefill of the longest prompt for all, which is less.
@@ -28,7 +28,7 @@ def padded(prompts):
 @torch.inference_mode()
 def run(model, workload):
     begin = time.perf_counter()
-    ids, mask = padded(workload["prompts"])
+    ids, mask = (each.to(model.device) for each in padded(workload["prompts"]))
     whole = bool(mask.all())
     position = (mask.cumsum(1) - 1).clamp(min=0)
     cache, generated, first_s = None, [], 0.0
@@ -53,7 +53,9 @@ def main():
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     transformers.logging.set_verbosity_error()
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).to(job["device"]).eval()
+    )
     run(model, job["warm_up"])
     runs = {workload["name"]: run(model, workload) for workload in job["workloads"]}
     print(json.dumps({"about": f"transformers {transformers.__version__}, one padded batch", "runs": runs}))
