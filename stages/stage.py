@@ -26,7 +26,7 @@ from tramontane.stages.inbox import Inbox
 from tramontane.stages.kernels import Block, Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
-from tramontane.stages.microbatch import Microbatch, StepResult
+from tramontane.stages.microbatch import Int64Array, Microbatch, StepResult
 from tramontane.stages.result import asked_rows, choose
 from tramontane.stages.weights import TORCH_DTYPES, WeightReader
 
@@ -198,10 +198,10 @@ class Stage:
         return kernels.blocks(blocks, rows_TD)
 
     @torch.inference_mode()
-    def logits(self, rows_MD: Tensor) -> Tensor:
-        """Norm and head over rows that left the last block: float32 [M, V]. Last stage only."""
+    def logits(self, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+        """Norm and head over these (default: all) rows that left the last block: float32 [M, V]. Last stage only."""
         assert self.is_last, f"layers {self.span} of {self.config.layers}: the head is at another stage"
-        return self._kernels.head(self._head, rows_MD)
+        return self._kernels.head(self._head, rows_TD, asked_M)
 
     def _admit(self, microbatch: Microbatch) -> Binding:
         """The binding, if the microbatch is its next; a refused one's rows are let go, so that the next has its own."""
@@ -220,18 +220,18 @@ class Stage:
         buffer, received = inbox.take()
         assert received == tokens, f"{received} rows were received for a microbatch of {tokens} tokens"
         size = tokens * self.config.dim * self._dtype.itemsize
-        rows_TD = buffer[:size].view(self._dtype).view(tokens, self.config.dim).clone()
+        rows_TD = self._kernels.enter(buffer[:size].view(self._dtype).view(tokens, self.config.dim))
         inbox.give_back(buffer)
-        return self._kernels.enter(rows_TD)
+        return rows_TD
 
     def _bytes(self, rows_TD: Tensor) -> memoryview:
         """The rows as they travel, in memory of their own: T x D values of the model's dtype."""
         return self._kernels.leave(rows_TD).view(torch.uint8).numpy().data.cast("B")
 
     def _result(self, microbatch: Microbatch, rows_TD: Tensor) -> StepResult:
-        asked = torch.from_numpy(asked_rows(microbatch)).to(rows_TD.device)
-        if len(asked):
-            logits_NV = self.logits(rows_TD[asked])
+        asked_N = asked_rows(microbatch)
+        if len(asked_N):
+            logits_NV = self.logits(rows_TD, asked_N)
         else:
             logits_NV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
         return choose(self._kernels, microbatch, logits_NV, self._sampleable_ids)

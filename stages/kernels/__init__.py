@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
+from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Int64Array, Microbatch, SampledRows
 from tramontane.stages.weights import LayerWeights
 
 PackedEmbedding: TypeAlias = Any
@@ -83,7 +83,7 @@ class Kernels(Protocol):
         """The rows [T, D] that enter layer 0."""
 
     def enter(self, rows_TD: Tensor) -> Tensor:
-        """Rows that another stage sent, in the model's dtype on the CPU, as the blocks take them."""
+        """A copy of rows that another stage sent, in the model's dtype on the CPU, as the blocks take them."""
 
     def leave(self, rows_TD: Tensor) -> Tensor:
         """Rows as they travel: the model's dtype, contiguous, on the CPU."""
@@ -100,8 +100,8 @@ class Kernels(Protocol):
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         """`attention` and `experts` of some blocks in a row; `one_by_one` is good enough for any set."""
 
-    def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
-        """Norm and output product: float32 logits [M, V]."""
+    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+        """Norm and output product of the rows with these numbers, or of all: float32 logits [M, V]."""
 
     def sample(
         self, logits_MV: Tensor, rows: SampledRows, position_M: Int32Array, sampleable_ids: int

@@ -14,6 +14,8 @@
 A row's bits depend on its own sequence only: on no row beside it, no cut of its prompt, no place of a block, no number
 of threads or stages. So a row that is computed again is the same row.
 
+A step calls no torch operator that works on several threads: after it they would spin on the cores that ours need.
+
 Rows between the calls are float32 that hold values of the model's dtype. With bfloat16 the inputs of each product are
 rounded to bfloat16, and so are rows, keys and values. With int8 a matrix has one scale an output, and each row that
 enters a product is quantised by its own largest value; the gate stays float32.
@@ -37,7 +39,15 @@ from tramontane.stages.kernels.native import interface, sampling
 from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.kernels.native.engine import Engine
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import BlockTable, BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
+from tramontane.stages.microbatch import (
+    BlockTable,
+    BoolArray,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    Microbatch,
+    SampledRows,
+)
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights, own_pages
 
 __all__ = ["NativeKernels", "NativeUnavailable"]
@@ -162,7 +172,8 @@ class NativeKernels:
         return torch.zeros(layers, blocks, numbers, dtype=self._dtype)
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
-        storage.index_fill_(1, torch.from_numpy(blocks.astype(np.int64)), value)
+        bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32
+        storage.view(bits).numpy()[:, blocks] = torch.tensor(value, dtype=self._dtype).view(bits).item()
 
     def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, NativePlan]:
         return {index: self._plan(microbatch, layout, index) for index in classes}
@@ -180,13 +191,25 @@ class NativeKernels:
         return NativePlan(struct, kept)
 
     def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:
-        return embedding.index_select(0, torch.from_numpy(tokens_T)).float()
+        return self._widen(embedding, np.ascontiguousarray(tokens_T, np.int32), len(tokens_T))
 
     def enter(self, rows_TD: Tensor) -> Tensor:
-        return rows_TD.float()
+        return self._widen(rows_TD.contiguous(), None, len(rows_TD))
+
+    def _widen(self, from_XD: Tensor, numbers_T: Int32Array | None, rows: int) -> Tensor:
+        to_TD = torch.empty(rows, from_XD.shape[1])
+        is_bfloat16 = from_XD.dtype == torch.bfloat16
+        numbers = None if numbers_T is None else numbers_T.ctypes.data
+        self._engine.call("widen", is_bfloat16, from_XD.data_ptr(), numbers, rows, from_XD.shape[1], to_TD.data_ptr())
+        return to_TD
 
     def leave(self, rows_TD: Tensor) -> Tensor:
-        return rows_TD.to(self._dtype).contiguous()
+        rows_TD = rows_TD.contiguous()
+        if self._dtype == torch.float32:
+            return rows_TD
+        narrow_TD = torch.empty_like(rows_TD, dtype=self._dtype)
+        self._engine.call("narrow", rows_TD.data_ptr(), *rows_TD.shape, narrow_TD.data_ptr())
+        return narrow_TD
 
     def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: NativePlan, storage: Tensor, index: int) -> Tensor:
         block = _block(Block(layer, plan, storage, index))
@@ -212,16 +235,18 @@ class NativeKernels:
         self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), after_TD.data_ptr())
         return after_TD
 
-    def head(self, head: PackedHead, rows_MD: Tensor) -> Tensor:
-        rows_MD = rows_MD.contiguous()
-        logits_MV = torch.empty(len(rows_MD), head.matrix.outputs)
+    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+        rows_TD = rows_TD.contiguous()
+        numbers = None if asked_M is None else np.ascontiguousarray(asked_M, np.int32)
+        logits_MV = torch.empty(len(rows_TD if numbers is None else numbers), head.matrix.outputs)
         self._engine.call(
             "head",
             self._shape,
             head.norm.data_ptr(),
             head.matrix.struct,
-            len(rows_MD),
-            rows_MD.data_ptr(),
+            len(logits_MV),
+            rows_TD.data_ptr(),
+            None if numbers is None else numbers.ctypes.data,
             logits_MV.data_ptr(),
         )
         return logits_MV

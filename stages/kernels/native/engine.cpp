@@ -176,8 +176,31 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
     });
 }
 
+void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, const int32_t* numbers,
+                      int32_t rows, int32_t dim, float* to) {
+    engine->run(threads, [&](Team& team) {
+        team.share(rows, [&](int row) {
+            const int64_t number = numbers ? numbers[row] : row;
+            float* mine = to + int64_t(row) * dim;
+            if (is_bfloat16)
+                widen(mine, static_cast<const bfloat16*>(from) + number * dim, dim);
+            else
+                std::memcpy(mine, static_cast<const float*>(from) + number * dim, dim * sizeof(float));
+        });
+    });
+}
+
+void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to) {
+    engine->run(threads, [&](Team& team) {
+        team.share(rows, [&](int row) {
+            for (int64_t place = int64_t(row) * dim; place < int64_t(row + 1) * dim; ++place)
+                to[place] = to_bfloat16(from[place]).bits;
+        });
+    });
+}
+
 void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm_weight, const Matrix* head,
-                     int32_t rows, const float* from, float* logits) {
+                     int32_t rows, const float* from, const int32_t* numbers, float* logits) {
     with_types(*shape, [&](auto weights, auto value) {
         using Value = decltype(value);
         const int32_t dim = shape->dim;
@@ -186,7 +209,8 @@ void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const 
         float* normed = engine->arena.take<float>(int64_t(rows) * dim);
         engine->run(threads, [&](Team& team) {
             team.share(rows, [&](int row) {
-                norm<Value>(normed + int64_t(row) * dim, from + int64_t(row) * dim, norm_weight, dim, shape->norm_eps);
+                const float* mine = from + int64_t(numbers ? numbers[row] : row) * dim;
+                norm<Value>(normed + int64_t(row) * dim, mine, norm_weight, dim, shape->norm_eps);
                 operands.prepare(row, normed + int64_t(row) * dim);
             });
             product(team, *head, operands, rows, [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {

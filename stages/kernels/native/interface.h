@@ -101,9 +101,14 @@ void tramontane_experts(Engine* engine, int32_t threads, const Shape* shape, con
 void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, const Block* blocks, int32_t count,
                        const float* from, float* to);
 
-// The final norm and the output head: logits [M, V] of rows [M, D].
+// Rows [T, D] as float32, from and to the model's dtype: row i is number `numbers[i]` of `from`, or i where that is null.
+void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, const int32_t* numbers,
+                      int32_t rows, int32_t dim, float* to);
+void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to);
+
+// The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M.
 void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm, const Matrix* head,
-                     int32_t rows, const float* from, float* logits);
+                     int32_t rows, const float* from, const int32_t* numbers, float* logits);
 
 void tramontane_sample(Engine* engine, int32_t threads, const Sampling* sampling, const float* logits,
                        const Sampled* to);

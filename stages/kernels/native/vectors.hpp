@@ -147,6 +147,10 @@ inline bfloat16 to_bfloat16(float value) {
 
 inline float to_float(bfloat16 value) { return same_bits<float>(uint32_t(value.bits) << 16); }
 
+inline void widen(float* to, const bfloat16* from, int64_t count) {
+    for (int64_t place = 0; place < count; ++place) to[place] = to_float(from[place]);
+}
+
 /// How rows and keys and values hold a number: `rounded` is the nearest value of the model's dtype.
 inline Floats rounded(Floats values, const float*) { return values; }
 inline Floats rounded(Floats values, const bfloat16*) { return rounded_to_bfloat16(values); }
