@@ -15,19 +15,20 @@ constexpr int HALF = COLUMNS / 2;
 
 /// Pairs of a row and an expert, grouped by expert. Letters: P = T x A pairs, E experts.
 ///
-/// Two rows that chose the experts [[2, 0], [0, 3]]:   begin = [0, 2, 2, 3, 4]   pair = [1, 2, 0, 3]
+/// Two rows that chose the experts [[2, 0], [0, 3]]:   begin = [0, 2, 2, 3, 4]   place = [2, 0, 1, 3]
+/// Grouped, their rows are                             row = [0, 1, 0, 1]
 struct Pairs {
     int32_t experts, chosen, rows;
     int32_t* expert;    // of each pair. [P]
     float* weight;      // of each pair. [P]
     int32_t* begin;     // where each expert's pairs begin. [E + 1]
-    int32_t* pair;      // the pairs, grouped. [P]
-    int32_t* row;       // their rows. [P]
+    int32_t* place;     // of each pair among the grouped. [P]
+    int32_t* row;       // of the grouped pairs. [P]
 
     Pairs(Arena& arena, int32_t rows, int32_t experts, int32_t chosen)
         : experts(experts), chosen(chosen), rows(rows), expert(arena.take<int32_t>(int64_t(rows) * chosen)),
           weight(arena.take<float>(int64_t(rows) * chosen)), begin(arena.take<int32_t>(experts + 1)),
-          pair(arena.take<int32_t>(int64_t(rows) * chosen)), row(arena.take<int32_t>(int64_t(rows) * chosen)) {}
+          place(arena.take<int32_t>(int64_t(rows) * chosen)), row(arena.take<int32_t>(int64_t(rows) * chosen)) {}
 
     int32_t count() const { return rows * chosen; }
 
@@ -54,9 +55,8 @@ struct Pairs {
         for (int32_t number = 0; number < count(); ++number) ++begin[expert[number] + 1];
         for (int32_t number = 0; number < experts; ++number) begin[number + 1] += begin[number];
         for (int32_t number = 0; number < count(); ++number) {
-            const int32_t place = begin[expert[number]]++;
-            pair[place] = number;
-            row[place] = number / chosen;
+            place[number] = begin[expert[number]]++;
+            row[place[number]] = number / chosen;
         }
         // Each begin has moved on to the next one's.
         for (int32_t number = experts; number > 0; --number) begin[number] = begin[number - 1];
@@ -83,8 +83,8 @@ struct ExpertsMemory {
           outputs(arena.take<float>(pairs.count() * outputs_stride)) {}
 };
 
-/// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of `pairs.pair`,
-/// `finish(pair, panel, values)` takes the results.
+/// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of the grouped pairs,
+/// null where that is the operands' own; `finish(place of the pair in that order, panel, values)` takes the results.
 template <class Weights, class Finish>
 void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, const Operands<Weights>& operands,
                        const int32_t* inputs, Finish&& finish) {
@@ -100,8 +100,8 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
     const auto unit_of = [&](int number) {
         int32_t expert = 0;
         for (int units; number >= (units = units_of(expert)); ++expert) number -= units;
-        const Rows rows = rows_of(expert);
-        return Unit{expert, number / rows.units(), rows.unit(number % rows.units())};
+        const int panels = panels_of(matrices[expert]);
+        return Unit{expert, number % panels, rows_of(expert).unit(number / panels)};
     };
     int units = 0;
     for (int32_t expert = 0; expert < pairs.experts; ++expert) units += units_of(expert);
@@ -110,9 +110,25 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
         panel_product<Weights>(matrices[unit.expert], unit.panel, operands, unit.rows,
                                Panel<Weights>(matrices[next.expert], next.panel).words,
                                [&](int index, const Floats(&values)[VECTORS]) {
-            finish(pairs.pair[unit.rows.first + index], unit.panel, values);
+            finish(unit.rows.first + index, unit.panel, values);
         });
     });
+}
+
+/// Choose the experts of some rows, whose gate operands are there.
+template <class Value, class Weights>
+void route(const Layer& layer, const ExpertsMemory<Weights>& memory, const Rows& rows) {
+    const Pairs& pairs = memory.pairs;
+    const int64_t stride = rounded_up(pairs.experts, COLUMNS);
+    if (!layer.gate.panels) std::fill_n(memory.gates + rows[0] * stride, rows.count * stride, 0.0f);  // one expert for all
+    for (int panel = 0; layer.gate.panels && panel < panels_of(layer.gate); ++panel)
+        panel_product<Float32>(layer.gate, panel, memory.gate_operands, rows, nullptr,
+                               [&](int index, const Floats(&values)[VECTORS]) {
+                                   float* gates = memory.gates + rows[index] * stride + panel * COLUMNS;
+                                   for (int vector = 0; vector < VECTORS; ++vector)
+                                       store(gates + vector * WIDTH, rounded_as<Value>(values[vector]));
+                               });
+    for (int index = 0; index < rows.count; ++index) pairs.choose(rows[index], memory.gates + rows[index] * stride);
 }
 
 template <class Weights, class Value>
@@ -120,52 +136,52 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, c
              const float* from, float* to) {
     const int32_t dim = shape.dim;
     const Pairs& pairs = memory.pairs;
+    // Some rows at once, since the gate's product of one would wait for its own sums; but work for every thread.
+    const int32_t some = std::clamp<int32_t>(rows / (2 * team.threads()), 1, ROWS);
     team.share(
-        rows,
-        [&](int row) {
-            float* normed = memory.gate_operands.values + row * memory.gate_operands.stride;
-            norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
-            memory.normed.prepare(row, normed);
-            float* gates = memory.gates + row * rounded_up(pairs.experts, COLUMNS);
-            if (layer.gate.panels)
-                for (int panel = 0; panel < panels_of(layer.gate); ++panel)
-                    panel_product<Float32>(layer.gate, panel, memory.gate_operands, {nullptr, row, 1}, nullptr,
-                                           [&](int, const Floats(&values)[VECTORS]) {
-                                               for (int vector = 0; vector < VECTORS; ++vector)
-                                                   store(gates + panel * COLUMNS + vector * WIDTH,
-                                                         rounded_as<Value>(values[vector]));
-                                           });
-            else
-                gates[0] = 0;
-            pairs.choose(row, gates);
+        (rows + some - 1) / some,
+        [&](int unit) {
+            const Rows mine{nullptr, unit * some, std::min(some, rows - unit * some)};
+            for (int index = 0; index < mine.count; ++index) {
+                float* normed = memory.gate_operands.values + mine[index] * memory.gate_operands.stride;
+                norm<Value>(normed, from + int64_t(mine[index]) * dim, layer.ffn_norm, dim, shape.norm_eps);
+                memory.normed.prepare(mine[index], normed);
+            }
+            route<Value>(layer, memory, mine);
         },
         [&] { pairs.group(); });
     product_by_expert(team, layer.gate_up, pairs, memory.normed, pairs.row,
-                      [&](int32_t pair, int panel, const Floats(&values)[VECTORS]) {
-                          float* hidden = memory.hidden + pair * memory.hidden_stride + panel * HALF;
+                      [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
                           for (int vector = 0; vector < VECTORS / 2; ++vector) {
                               const Floats gate = rounded_as<Value>(values[vector]);
                               const Floats up = rounded_as<Value>(values[vector + VECTORS / 2]);
-                              store(hidden + vector * WIDTH, rounded_as<Value>(rounded_as<Value>(silu(gate)) * up));
+                              const Floats hidden = rounded_as<Value>(rounded_as<Value>(silu(gate)) * up);
+                              const int place = panel * HALF + vector * WIDTH;
+                              if constexpr (Operands<Weights>::BY_PARTS)
+                                  memory.hidden_operands.put(number, place, hidden);
+                              else
+                                  store(memory.hidden + number * memory.hidden_stride + place, hidden);
                           }
                       });
-    team.share(pairs.count(), [&](int pair) {
-        memory.hidden_operands.prepare(pair, memory.hidden + pair * memory.hidden_stride);
-    });
-    product_by_expert(team, layer.down, pairs, memory.hidden_operands, pairs.pair,
-                      [&](int32_t pair, int panel, const Floats(&values)[VECTORS]) {
-                          float* outputs = memory.outputs + pair * memory.outputs_stride + panel * COLUMNS;
+    if constexpr (!Operands<Weights>::BY_PARTS)
+        team.share(pairs.count(), [&](int number) {
+            memory.hidden_operands.prepare(number, memory.hidden + number * memory.hidden_stride);
+        });
+    product_by_expert(team, layer.down, pairs, memory.hidden_operands, nullptr,
+                      [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
+                          float* outputs = memory.outputs + number * memory.outputs_stride + panel * COLUMNS;
                           for (int vector = 0; vector < VECTORS; ++vector)
                               store(outputs + vector * WIDTH, rounded_as<Value>(values[vector]));
                       });
     team.share(rows, [&](int row) {
-        const int32_t first = row * pairs.chosen;
+        const int32_t *places = pairs.place + row * pairs.chosen, *const end = places + pairs.chosen;
         for (int32_t begin = 0; begin < dim; begin += WIDTH) {
             const int32_t count = std::min(WIDTH, dim - begin);
             Floats sum{};
             std::memcpy(&sum, from + int64_t(row) * dim + begin, count * sizeof(float));
-            for (int32_t pair = first; pair < first + pairs.chosen; ++pair)
-                sum = fma(all(pairs.weight[pair]), load(memory.outputs + pair * memory.outputs_stride + begin), sum);
+            const float* weight = pairs.weight + row * pairs.chosen;
+            for (const int32_t* place = places; place < end; ++place, ++weight)
+                sum = fma(all(*weight), load(memory.outputs + *place * memory.outputs_stride + begin), sum);
             sum = rounded_as<Value>(sum);
             std::memcpy(to + int64_t(row) * dim + begin, &sum, count * sizeof(float));
         }

@@ -16,15 +16,18 @@ inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 
 template <class Weights>
 int64_t words_of(int64_t inputs) { return (inputs + Weights::PER_WORD - 1) / Weights::PER_WORD; }
 
-/// Rows as a product takes them, each padded to whole words; for int8 with a scale.
+/// Rows as a product takes them, each padded to whole panels; for int8 with a scale.
 template <class Weights>
 struct Operands {
+    /// Whether a part of a row can be put in its place by itself: a scale is the whole row's.
+    static constexpr bool BY_PARTS = Weights::KIND != WEIGHTS_INT8;
+
     typename Weights::Operand* values;
     float* scales;
     int64_t inputs, stride;
 
     Operands(Arena& arena, int64_t rows, int64_t inputs)
-        : inputs(inputs), stride(rounded_up(inputs, 16)) {
+        : inputs(inputs), stride(rounded_up(inputs, COLUMNS)) {
         values = arena.take<typename Weights::Operand>(rows * stride);
         scales = arena.take<float>(rows);
     }
@@ -34,6 +37,9 @@ struct Operands {
         std::memset(operand + inputs, 0, (stride - inputs) * sizeof *operand);
         Weights::prepare(operand, scales[row], from, inputs);
     }
+
+    /// Some inputs of a row, with zeros behind the last.
+    void put(int64_t row, int64_t input, Floats some) const requires BY_PARTS { store(values + row * stride + input, some); }
 };
 
 /// Some rows among operands: those of `numbers`, or from `first` on.
@@ -44,8 +50,8 @@ struct Rows {
     int32_t operator[](int index) const { return numbers ? numbers[first + index] : first + index; }
     int units() const { return (count + UNIT_ROWS - 1) / UNIT_ROWS; }
     Rows unit(int index) const {
-        const int begin = index * UNIT_ROWS;
-        return {numbers, first + begin, std::min(UNIT_ROWS, count - begin)};
+        const int size = int(rounded_up((count + units() - 1) / units(), ROWS)), begin = index * size;
+        return {numbers, first + begin, std::min(size, count - begin)};
     }
 };
 
@@ -123,10 +129,10 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
 template <class Weights, class Finish>
 void product(Team& team, const Matrix& matrix, const Operands<Weights>& operands, int32_t rows, Finish&& finish) {
     const Rows every{nullptr, 0, rows};
-    const int per_panel = every.units(), units = panels_of(matrix) * per_panel;
+    const int panels = panels_of(matrix), units = panels * every.units();
     team.share(units, [&](int unit) {
-        const int panel = unit / per_panel, next = team.likely_next(unit, units) / per_panel;
-        const Rows some = every.unit(unit % per_panel);
+        const int panel = unit % panels, next = team.likely_next(unit, units) % panels;
+        const Rows some = every.unit(unit / panels);
         panel_product<Weights>(matrix, panel, operands, some, Panel<Weights>(matrix, next).words,
                                [&](int index, const Floats(&values)[VECTORS]) {
                                    finish(some[index], panel * COLUMNS, values);

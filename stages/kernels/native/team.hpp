@@ -60,6 +60,7 @@ class Team {
 public:
     Team(int threads, int member, Progress& progress) : threads_(threads), member_(member), progress_(progress) {}
 
+    int threads() const { return threads_; }
     int member() const { return member_; }
 
     /// The unit that the thread which works on `unit` of so many probably takes next.

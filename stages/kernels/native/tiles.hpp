@@ -67,9 +67,9 @@ inline void by_tiles(int count, Body&& body) {
     }
 }
 
-/// Words of a panel that are computed for all rows before the next: 64 KiB. They come from the second cache then, which
-/// is quick enough, and fewer pieces mean that sums go to memory and back less often.
-constexpr int DEPTH = 64 * 1024 / 4 / COLUMNS;
+/// Words of a panel that are computed for all rows before the next: 64 KiB, with AVX512 128. They come from the second
+/// cache then, which is quick enough; fewer pieces mean that sums go to memory and back less often.
+constexpr int DEPTH = 512;
 
 struct Float32 {
     static constexpr int KIND = WEIGHTS_FLOAT32, PER_WORD = 1;

@@ -68,6 +68,12 @@ inline Floats load_within(const float* row, int64_t place, int64_t size) {
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
+/// Of values that are bfloat16 already.
+inline void store(bfloat16* to, Floats values) {
+    const Shorts upper = __builtin_convertvector(same_bits<Words>(values) >> 16, Shorts);
+    std::memcpy(to, &upper, sizeof upper);
+}
+
 /// The two bfloat16 of each word as float32: the first lies in its lower half.
 inline Floats first_of(Words words) { return same_bits<Floats>(words << 16); }
 inline Floats second_of(Words words) { return same_bits<Floats>(words & 0xffff0000u); }
@@ -134,9 +140,14 @@ inline float largest_lane(Floats values) {
 
 /// Each value rounded to the nearest bfloat16 (ties to even), still as float32. NaN stays NaN.
 inline Floats rounded_to_bfloat16(Floats values) {
-    Words bits = same_bits<Words>(values);
-    Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+#if defined(__AVX512BF16__)
+    const Shorts upper = same_bits<Shorts>(_mm512_cvtneps_pbh((__m512)values));
+    return same_bits<Floats>(__builtin_convertvector(upper, Words) << 16);
+#else
+    const Words bits = same_bits<Words>(values);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
     return values == values ? same_bits<Floats>(rounded) : values;
+#endif
 }
 
 inline bfloat16 to_bfloat16(float value) {
