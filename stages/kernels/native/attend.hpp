@@ -5,14 +5,13 @@
 // 2018). Every sum runs in the order of dimensions or positions, and a position out of sight is skipped rather than
 // weighted by zero: a row's bits depend on its own sequence only, and no NaN can come from places that it does not see.
 //
-// Few queries (decode) read keys and values where they lie, and fetch the next tile meanwhile. Many (a prompt's chunk)
-// share a copy of the tile as float32, so that a number is widened once for all of them:
-//
-//     keys    [hd][TILE]                 one dimension of all places side by side
-//     values  [HD / COLUMNS][TILE][COLUMNS]   strips of a few dimensions, so that a strip stays in the first cache
+// Keys and values are read where they lie, and multiplied as the words of a weight are: queries, and the weights e^score,
+// are a product's operands. So with the instructions for it both are bfloat16, as in Flash Attention (Dao et al., 2022);
+// the sum that the weights are divided by is of the rounded ones. The next block is fetched meanwhile.
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "cache.hpp"
 #include "tiles.hpp"
@@ -20,18 +19,22 @@
 namespace tramontane {
 
 constexpr int TILE = 64;
-static_assert(TILE % COLUMNS == 0);
 
-/// From how many queries on a tile is widened, and queries of one pass over the copy: VECTORS sums each.
-constexpr int MANY = 9;
+/// How words of the cache are multiplied.
+template <class Value>
+using Cached = std::conditional_t<sizeof(Value) == sizeof(float), Float32, BFloat16>;
+
+/// Queries of one pass over keys, or over values, and vectors that N queries take at once: their sums fit the registers
+/// beside a word of each vector, as in `span_of`. A block is seldom wider than two vectors of places.
 #if defined(__AVX512F__)
-constexpr int MANY_ROWS = 6;
+constexpr int SCORE_ROWS = 12, WEIGH_ROWS = 6;
+template <int N>
+constexpr int PASS_VECTORS = N <= 6 ? 4 : 2;
 #else
-constexpr int MANY_ROWS = 3;
+constexpr int SCORE_ROWS = 5, WEIGH_ROWS = 5;
+template <int N>
+constexpr int PASS_VECTORS = N <= 2 ? 4 : 2;
 #endif
-
-/// Queries of one pass over keys or values as they lie, where 4 bytes of registers are needed beside each sum.
-constexpr int FEW_ROWS = 4;
 
 /// The query rows of one unit: `rows` positions of one piece times the `group` query heads of one KV head.
 struct Queries {
@@ -44,27 +47,33 @@ struct Queries {
 };
 
 /// What a thread needs for one unit of attention.
+template <class Value>
 struct Workspace {
-    /// Scores, and a dimension of wide keys, have room for a vector that begins at the tile's last place.
+    using Operand = typename Cached<Value>::Operand;
+
+    /// Scores have room for a vector that begins at the tile's last place, weights for a place before and one after.
     static constexpr int STRIDE = TILE + WIDTH;
 
-    int64_t strips;                         // of COLUMNS dimensions
-    const float** query;                    // [queries]
+    int64_t head_dim, padded_dim;
+    Operand *queries, *weights;             // [queries, hd], [queries, STRIDE]
     int32_t *first_visible, *last;          // visible positions of each query. [queries]
     float *scores;                          // [queries, STRIDE]
-    float *most, *sum;                      // the largest score and the sum of e^(score - most) so far. [queries]
-    float *weighted;                        // values weighted by e^(score - most). [queries, strips, COLUMNS]
-    float *wide_keys;                       // [hd, STRIDE]
-    float *wide_values;                     // [strips, TILE, COLUMNS]
+    float *most, *sums;                     // the largest score so far, and lanes that add up to the sum of weights.
+                                            // [queries], [queries, WIDTH]
+    float *weighted;                        // values weighted by e^(score - most). [queries, HD]
 
     Workspace(Arena& arena, int queries, int head_dim)
-        : strips((head_dim + COLUMNS - 1) / COLUMNS), query(arena.take<const float*>(queries)),
-          first_visible(arena.take<int32_t>(queries)), last(arena.take<int32_t>(queries)),
-          scores(arena.take<float>(queries * STRIDE)), most(arena.take<float>(queries)),
-          sum(arena.take<float>(queries)), weighted(arena.take<float>(queries * strips * COLUMNS)),
-          wide_keys(arena.take<float>(head_dim * STRIDE)), wide_values(arena.take<float>(strips * TILE * COLUMNS)) {}
+        : head_dim(head_dim), padded_dim(rounded_up(head_dim, WIDTH)), queries(arena.take<Operand>(queries * head_dim)),
+          weights(arena.take<Operand>(queries * STRIDE)), first_visible(arena.take<int32_t>(queries)),
+          last(arena.take<int32_t>(queries)), scores(arena.take<float>(queries * STRIDE)),
+          most(arena.take<float>(queries)), sums(arena.take<float>(queries * WIDTH)),
+          weighted(arena.take<float>(queries * padded_dim)) {}
 
-    float* weighted_of(int query) const { return weighted + query * strips * COLUMNS; }
+    Operand* query(int number) const { return queries + number * head_dim; }
+    Operand* weights_of(int query) const { return weights + query * STRIDE + 1; }
+    float* scores_of(int query) const { return scores + query * STRIDE; }
+    float* sums_of(int query) const { return sums + query * WIDTH; }
+    float* weighted_of(int query) const { return weighted + query * padded_dim; }
 };
 
 /// Ask for what lies `distance` words beyond V vectors of words, where there is one.
@@ -78,66 +87,65 @@ inline void fetch(const uint32_t* words, int64_t distance) {
 /// Products of N queries with the keys of V vectors of places. `keys` are words [HD / n][places], n numbers a word;
 /// those that lie `ahead` words further on are fetched.
 template <class Value, int N, int V>
-inline void score(float* const (&to)[N], const float* const (&queries)[N], const uint32_t* keys, int64_t places,
-                  int head_dim, int64_t ahead = 0) {
+inline void score(float* const (&to)[N], const typename Cached<Value>::Operand* const (&queries)[N],
+                  const uint32_t* keys, int64_t places, int head_dim, int64_t ahead) {
     Floats sums[N][V] = {};
-    for (int dim = 0; dim < head_dim; dim += PER_WORD<Value>, keys += places) {
+    for (int word = 0; word < head_dim / PER_WORD<Value>; ++word, keys += places) {
         fetch<V>(keys, ahead);
-        Words words[V];
-        for (int vector = 0; vector < V; ++vector) words[vector] = load_bits<Words>(keys + vector * WIDTH);
-        for (int number = 0; number < PER_WORD<Value>; ++number)
-            for (int vector = 0; vector < V; ++vector) {
-                const Floats key = number_of<Value>(words[vector], number);
-                for (int row = 0; row < N; ++row)
-                    sums[row][vector] = fma(all(queries[row][dim + number]), key, sums[row][vector]);
-            }
+        Cached<Value>::step(sums, keys, queries, word);
     }
     for (int row = 0; row < N; ++row)
         for (int vector = 0; vector < V; ++vector) store(to[row] + vector * WIDTH, sums[row][vector]);
 }
 
-/// Add the values of places [begin, end), weighted, to V vectors of N queries' sums. `values` are words
+/// Absolute positions [low, high).
+struct Range {
+    int32_t low, high;
+
+    Range within(Range other) const { return {std::max(low, other.low), std::min(high, other.high)}; }
+    bool empty() const { return low >= high; }
+};
+
+/// The part of a tile that lies in one block.
+struct Part {
+    Range range;
+    int32_t start;           // the position of the block's first place
+    const uint32_t *keys, *values;
+    int64_t ahead;           // how many words further on those of the next block lie; 0 where there is none
+};
+
+/// Add the values of a block's places [begin, end), weighted, to V vectors of N queries' sums. `values` are words
 /// [places / n][stride], n places a word; those that lie `ahead` words further on are fetched.
 template <class Value, int N, int V>
-inline void weigh(float* const (&to)[N], const float* const (&weights)[N], const uint32_t* values, int64_t stride,
-                  int begin, int end, int64_t ahead = 0) {
+inline void weigh(float* const (&to)[N], const typename Cached<Value>::Operand* const (&weights)[N],
+                  const uint32_t* values, int64_t stride, int begin, int end, int64_t ahead) {
+    constexpr int PER = PER_WORD<Value>;
     Floats sums[N][V];
     for (int row = 0; row < N; ++row)
         for (int vector = 0; vector < V; ++vector) sums[row][vector] = load(to[row] + vector * WIDTH);
-    const auto add = [&](const Words(&words)[V], int number, int place) {
-        for (int vector = 0; vector < V; ++vector) {
-            const Floats value = number_of<Value>(words[vector], number);
-            for (int row = 0; row < N; ++row)
-                sums[row][vector] = fma(all(weights[row][place]), value, sums[row][vector]);
+    for (int word = begin / PER; word * PER < end; ++word) {
+        const uint32_t* words = values + word * stride;
+        fetch<V>(words, ahead);
+        if (word * PER >= begin && (word + 1) * PER <= end) {
+            Cached<Value>::step(sums, words, weights, word);
+        } else {
+            // One place of the word is out of sight: 0 takes the place of its value, which may be NaN.
+            const uint32_t mask = word * PER < begin ? 0xffff0000u : 0x0000ffffu;
+            alignas(64) uint32_t visible[V * WIDTH];
+            for (int number = 0; number < V * WIDTH; ++number) visible[number] = words[number] & mask;
+            Cached<Value>::step(sums, visible, weights, word);
         }
-    };
-    constexpr int PER = PER_WORD<Value>;
-    for (int first = begin / PER * PER; first < end; first += PER) {
-        fetch<V>(values + first / PER * stride, ahead);
-        Words words[V];
-        for (int vector = 0; vector < V; ++vector)
-            words[vector] = load_bits<Words>(values + first / PER * stride + vector * WIDTH);
-        if (first >= begin && first + PER <= end)
-            for (int number = 0; number < PER; ++number) add(words, number, first + number);
-        else
-            for (int number = 0; number < PER; ++number)
-                if (first + number >= begin && first + number < end) add(words, number, first + number);
     }
     for (int row = 0; row < N; ++row)
         for (int vector = 0; vector < V; ++vector) store(to[row] + vector * WIDTH, sums[row][vector]);
 }
 
-/// Call body(vector, V) for groups of V vectors that cover `vectors`: of MOST, then of 1.
+/// Call body(vector, V) for groups of V vectors that cover `vectors`: of MOST, then of half as many, and so on.
 template <int MOST, class Body>
-inline void by_vectors(int vectors, Body&& body) {
-    int vector = 0;
+inline void by_vectors(int vectors, Body&& body, int vector = 0) {
     for (; vector + MOST <= vectors; vector += MOST) body(vector, std::integral_constant<int, MOST>());
-    for (; vector < vectors; ++vector) body(vector, std::integral_constant<int, 1>());
+    if constexpr (MOST > 1) by_vectors<MOST / 2>(vectors, body, vector);
 }
-
-/// Vectors of one pass by N queries: enough sums to keep the CPU busy, few enough for its registers.
-template <int N>
-constexpr int FEW_VECTORS = N <= 2 ? 4 : 2;
 
 template <class Value>
 class Attention {
@@ -147,228 +155,181 @@ public:
         : shape_(shape), pieces_(pieces), layout_(layout), cache_(cache), qkv_(qkv), qkv_stride_(qkv_stride),
           attended_(attended), attended_stride_(attended_stride), scale_(1.0f / std::sqrt(float(shape.head_dim))) {}
 
-    void operator()(const Queries& queries, const Workspace& space) const {
+    void operator()(const Queries& queries, const Workspace<Value>& space) const {
         const int count = queries.count();
         int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
         for (int query = 0; query < count; ++query) {
             const int32_t row = queries.row(query), position = pieces_.position_of(row, queries.piece);
-            space.query[query] = qkv_ + row * qkv_stride_ + queries.head(query) * shape_.head_dim;
+            const float* from = qkv_ + row * qkv_stride_ + queries.head(query) * shape_.head_dim;
+            for (int dim = 0; dim < shape_.head_dim; ++dim) set(space.query(query)[dim], from[dim]);
+            // What a word reads beside the tile is weighted by 0.
+            set(space.weights_of(query)[-1], 0), set(space.weights_of(query)[TILE], 0);
             space.first_visible[query] = pieces_.first_visible(position);
             space.last[query] = position;
             space.most[query] = -std::numeric_limits<float>::infinity();
-            space.sum[query] = 0;
+            store(space.sums_of(query), Floats{});
             begin = std::min(begin, space.first_visible[query]);
             end = std::max(end, position + 1);
         }
-        std::memset(space.weighted, 0, count * space.strips * COLUMNS * sizeof(float));
+        std::memset(space.weighted, 0, count * space.padded_dim * sizeof(float));
+        Part parts[TILE];
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
-            if (count < MANY) {
-                score_few(queries, space, tile, range, end - 1);
-                for (int query = 0; query < count; ++query) soften(space, query, tile);
-                weigh_few(queries, space, tile, range, end - 1);
-            } else {
-                widen(queries, space, tile, range);
-                score_many(queries, space);
-                for (int query = 0; query < count; ++query) soften(space, query, tile);
-                weigh_many(queries, space, tile, range);
-            }
+            const int found = find_parts(queries, range, end - 1, parts);
+            for (const Part* part = parts; part < parts + found; ++part) score_all(queries, space, tile, *part);
+            for (int query = 0; query < count; ++query) soften(space, query, tile);
+            weigh_all(queries, space, tile, range, parts, found);
         }
         for (int query = 0; query < count; ++query) {
             float* to = attended_ + queries.row(query) * attended_stride_ + queries.head(query) * shape_.head_dim;
-            const float *from = space.weighted_of(query), sum = space.sum[query];
+            const float *from = space.weighted_of(query), sum = sum_of_lanes(load(space.sums_of(query)));
             for (int dim = 0; dim < shape_.head_dim; ++dim) to[dim] = from[dim] / sum;
         }
     }
 
 private:
-    /// Absolute positions [low, high).
-    struct Range {
-        int32_t low, high;
+    using Operand = typename Cached<Value>::Operand;
 
-        Range seen_by(const Workspace& space, int query) const {
-            return {std::max(low, space.first_visible[query]), std::min(high, space.last[query] + 1)};
-        }
-    };
-
-    /// body(the part of the range that lies in one block, the block, its first one's place in it)
-    template <class Body>
-    void by_block(int piece, Range range, Body&& body) const {
+    /// The parts of a range within a tile, and how many there are. `last` is the last position that any query sees.
+    int find_parts(const Queries& queries, Range range, int32_t last, Part* parts) const {
         const int32_t size = pieces_.plan.block;
-        while (range.low < range.high) {
-            const int32_t stop = std::min(range.high, (range.low / size + 1) * size);
-            body(Range{range.low, stop}, pieces_.block_of(piece, range.low), range.low % size);
-            range.low = stop;
+        int count = 0;
+        int32_t block = pieces_.block_of(queries.piece, range.low);
+        for (int32_t low = range.low; low < range.high; ++count) {
+            const int32_t start = low / size * size, high = std::min(range.high, start + size);
+            const int32_t next = pieces_.block_of(queries.piece, std::min(high, last));
+            const Value* keys = layout_.keys(cache_, block, queries.kv_head);
+            parts[count] = {{low, high}, start, reinterpret_cast<const uint32_t*>(keys),
+                            reinterpret_cast<const uint32_t*>(keys + layout_.all_keys),
+                            int64_t(next - block) * layout_.block / PER_WORD<Value>};
+            low = high, block = next;
         }
+        return count;
     }
 
-    const uint32_t* keys(int32_t block, int kv_head) const {
-        return reinterpret_cast<const uint32_t*>(layout_.keys(cache_, block, kv_head));
-    }
-    const uint32_t* values(int32_t block, int kv_head) const {
-        return reinterpret_cast<const uint32_t*>(layout_.values(cache_, block, kv_head));
-    }
-
-    /// How far beyond a block's words those of the block that comes next lie; 0 behind the last position.
-    int64_t ahead(const Queries& queries, Range part, int32_t block, int32_t last) const {
-        const int64_t next = pieces_.block_of(queries.piece, std::min(part.high, last));
-        return (next - block) * layout_.block / PER_WORD<Value>;
-    }
-
-    /// Raw scores of a range of the tile. A vector may run over the end of a block or of what is seen; what it leaves
-    /// there is overwritten by the next block's or left out by `soften`.
-    void score_few(const Queries& queries, const Workspace& space, int32_t tile, Range range, int32_t last) const {
-        by_block(queries.piece, range, [&](Range part, int32_t block, int32_t place) {
-            const uint32_t* key = keys(block, queries.kv_head) + place;
-            const int64_t distance = ahead(queries, part, block, last);
-            by_tiles<FEW_ROWS>(queries.count(), [&](int query, auto rows) {
-                constexpr int N = decltype(rows)::value;
-                const float* pointers[N];
-                for (int row = 0; row < N; ++row) pointers[row] = space.query[query + row];
-                const int count = (part.high - part.low + WIDTH - 1) / WIDTH;
-                by_vectors<FEW_VECTORS<N>>(count, [&](int vector, auto vectors) {
-                    float* scores[N];
-                    for (int row = 0; row < N; ++row)
-                        scores[row] =
-                            space.scores + (query + row) * Workspace::STRIDE + part.low - tile + vector * WIDTH;
-                    score<Value, N, decltype(vectors)::value>(scores, pointers, key + vector * WIDTH, layout_.places,
-                                                              shape_.head_dim, distance);
-                });
+    /// Raw scores of a part. A vector may run over the end of a block or of what is seen; what it leaves there is
+    /// overwritten by the next block's or left out by `soften`.
+    void score_all(const Queries& queries, const Workspace<Value>& space, int32_t tile, const Part& part) const {
+        const int vectors = (part.range.high - part.range.low + WIDTH - 1) / WIDTH;
+        by_tiles<SCORE_ROWS>(queries.count(), [&](int query, auto rows) {
+            constexpr int N = decltype(rows)::value;
+            const Operand* pointers[N];
+            for (int row = 0; row < N; ++row) pointers[row] = space.query(query + row);
+            by_vectors<PASS_VECTORS<N>>(vectors, [&](int vector, auto several) {
+                float* scores[N];
+                for (int row = 0; row < N; ++row)
+                    scores[row] = space.scores_of(query + row) + part.range.low - tile + vector * WIDTH;
+                score<Value, N, decltype(several)::value>(
+                    scores, pointers, part.keys + part.range.low - part.start + vector * WIDTH, layout_.places,
+                    shape_.head_dim, query ? 0 : part.ahead);
             });
         });
     }
 
-    void weigh_few(const Queries& queries, const Workspace& space, int32_t tile, Range range, int32_t last) const {
-        by_tiles<FEW_ROWS>(queries.count(), [&](int query, auto rows) {
+    void weigh_all(const Queries& queries, const Workspace<Value>& space, int32_t tile, Range range, const Part* parts,
+                   int count) const {
+        by_tiles<WEIGH_ROWS>(queries.count(), [&](int query, auto rows) {
             by_sight<decltype(rows)::value>(space, query, range, [&](int first, auto several, Range seen) {
                 constexpr int N = decltype(several)::value;
-                by_block(queries.piece, seen, [&](Range part, int32_t block, int32_t place) {
-                    const int64_t distance = ahead(queries, part, block, last);
-                    const float* weights[N];
-                    for (int row = 0; row < N; ++row)
-                        weights[row] = space.scores + (first + row) * Workspace::STRIDE + part.low - tile - place;
-                    by_vectors<FEW_VECTORS<N>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
+                for (const Part* part = parts; part < parts + count; ++part) {
+                    const Range mine = part->range.within(seen);
+                    if (mine.empty()) continue;
+                    const Operand* weights[N];
+                    for (int row = 0; row < N; ++row) weights[row] = space.weights_of(first + row) + part->start - tile;
+                    by_vectors<PASS_VECTORS<N>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
                         float* sums[N];
-                        for (int row = 0; row < N; ++row)
-                            sums[row] = space.weighted_of(first + row) + vector * WIDTH;
+                        for (int row = 0; row < N; ++row) sums[row] = space.weighted_of(first + row) + vector * WIDTH;
                         weigh<Value, N, decltype(vectors)::value>(
-                            sums, weights, values(block, queries.kv_head) + vector * WIDTH, layout_.padded_dim, place,
-                            place + part.high - part.low, distance);
+                            sums, weights, part->values + vector * WIDTH, layout_.padded_dim, mine.low - part->start,
+                            mine.high - part->start, first ? 0 : part->ahead);
                     });
-                });
+                }
             });
         });
-    }
-
-    /// Copy a range of the tile as float32. What lies in other places of the copy is not looked at.
-    void widen(const Queries& queries, const Workspace& space, int32_t tile, Range range) const {
-        constexpr int PER = PER_WORD<Value>;
-        by_block(queries.piece, range, [&](Range part, int32_t block, int32_t place) {
-            const int32_t first = part.low - tile, count = part.high - part.low;
-            const uint32_t* key = keys(block, queries.kv_head) + place;
-            for (int dim = 0; dim < shape_.head_dim; dim += PER, key += layout_.places)
-                for (int number = 0; number < PER; ++number) {
-                    float* to = space.wide_keys + (dim + number) * Workspace::STRIDE + first;
-                    for (int32_t vector = 0; vector < count; vector += WIDTH)
-                        store(to + vector, number_of<Value>(load_bits<Words>(key + vector), number));
-                }
-            const uint32_t* value = values(block, queries.kv_head);
-            for (int32_t index = 0; index < count; ++index) {
-                const int32_t of_block = place + index;
-                const uint32_t* from = value + of_block / PER * layout_.padded_dim;
-                for (int64_t dim = 0; dim < layout_.padded_dim; dim += WIDTH)
-                    store(space.wide_values + (dim / COLUMNS * TILE + first + index) * COLUMNS + dim % COLUMNS,
-                          number_of<Value>(load_bits<Words>(from + dim), of_block % PER));
-            }
-        });
-    }
-
-    void score_many(const Queries& queries, const Workspace& space) const {
-        for (int place = 0; place < TILE; place += COLUMNS)
-            by_tiles<MANY_ROWS>(queries.count(), [&](int query, auto rows) {
-                constexpr int N = decltype(rows)::value;
-                const float* pointers[N];
-                float* scores[N];
-                for (int row = 0; row < N; ++row) {
-                    pointers[row] = space.query[query + row];
-                    scores[row] = space.scores + (query + row) * Workspace::STRIDE + place;
-                }
-                const auto* keys = reinterpret_cast<const uint32_t*>(space.wide_keys + place);
-                score<float, N, VECTORS>(scores, pointers, keys, Workspace::STRIDE, shape_.head_dim);
-            });
-    }
-
-    void weigh_many(const Queries& queries, const Workspace& space, int32_t tile, Range range) const {
-        for (int64_t strip = 0; strip < space.strips; ++strip) {
-            const auto* values = reinterpret_cast<const uint32_t*>(space.wide_values + strip * TILE * COLUMNS);
-            by_tiles<MANY_ROWS>(queries.count(), [&](int query, auto rows) {
-                by_sight<decltype(rows)::value>(space, query, range, [&](int first, auto several, Range seen) {
-                    constexpr int N = decltype(several)::value;
-                    const float* weights[N];
-                    float* sums[N];
-                    for (int row = 0; row < N; ++row) {
-                        weights[row] = space.scores + (first + row) * Workspace::STRIDE;
-                        sums[row] = space.weighted_of(first + row) + strip * COLUMNS;
-                    }
-                    weigh<float, N, VECTORS>(sums, weights, values, COLUMNS, seen.low - tile, seen.high - tile);
-                });
-            });
-        }
     }
 
     /// body(first query, how many, positions) for what N queries see of a range: what all of them do together, and what
-    /// only some do, before and after that, one by one. A query's positions come in order.
+    /// only some do, before and after that, one by one. A query's positions come in order, and no word of values is cut:
+    /// the two products of a word make other bits one after the other.
     template <int N, class Body>
-    void by_sight(const Workspace& space, int query, Range range, Body&& body) const {
+    void by_sight(const Workspace<Value>& space, int query, Range range, Body&& body) const {
+        const auto seen_by = [&](int row) {
+            return Range{space.first_visible[query + row], space.last[query + row] + 1};
+        };
         Range shared = range;
-        for (int row = 0; row < N; ++row) {
-            const Range seen = range.seen_by(space, query + row);
-            shared = {std::max(shared.low, seen.low), std::min(shared.high, seen.high)};
-        }
+        for (int row = 0; row < N; ++row) shared = shared.within(seen_by(row));
+        shared = {shared.low + in_word(shared.low), shared.high - in_word(shared.high)};
         const auto alone = [&](Range part) {
             for (int row = 0; row < N; ++row) {
-                const Range seen = part.seen_by(space, query + row);
-                if (seen.low < seen.high) body(query + row, std::integral_constant<int, 1>(), seen);
+                const Range seen = part.within(seen_by(row));
+                if (!seen.empty()) body(query + row, std::integral_constant<int, 1>(), seen);
             }
         };
-        if (shared.low >= shared.high) return alone(range);
+        if (shared.empty()) return alone(range);
         alone({range.low, shared.low});
         body(query, std::integral_constant<int, N>(), shared);
         alone({shared.high, range.high});
     }
 
+    /// Which place of a word of values a position has.
+    int32_t in_word(int32_t position) const { return position % pieces_.plan.block % PER_WORD<Value>; }
+
     /// Turn a query's scores of a tile into weights e^(score - most); what it does not see is too small for the sum,
     /// and left out when values are weighed.
-    void soften(const Workspace& space, int query, int32_t tile) const {
+    void soften(const Workspace<Value>& space, int query, int32_t tile) const {
         const int32_t low = space.first_visible[query] - tile, high = space.last[query] + 1 - tile;
         if (low >= TILE || high <= 0) return;
-        float* scores = space.scores + query * Workspace::STRIDE;
         const Floats hidden = all(-std::numeric_limits<float>::infinity());
-        Floats scaled[TILE / WIDTH], most = hidden;
-        for (int vector = 0; vector < TILE / WIDTH; ++vector) scaled[vector] = load(scores + vector * WIDTH) * scale_;
+        Floats scores[TILE / WIDTH], most = hidden;
+        for (int vector = 0; vector < TILE / WIDTH; ++vector)
+            scores[vector] = load(space.scores_of(query) + vector * WIDTH);
         if (low > 0 || high < TILE)
             for (int vector = 0; vector < TILE / WIDTH; ++vector) {
                 const Ints place = lane_numbers() + vector * WIDTH;
-                scaled[vector] = (place >= low) & (place < high) ? scaled[vector] : hidden;
+                scores[vector] = (place >= low) & (place < high) ? scores[vector] : hidden;
             }
-        for (int vector = 0; vector < TILE / WIDTH; ++vector) most = larger(most, scaled[vector]);
-        const float before = space.most[query], now = std::max(before, largest_lane(most));
+        for (int vector = 0; vector < TILE / WIDTH; ++vector) most = larger(most, scores[vector]);
+        Floats sum = load(space.sums_of(query));
+        if (any_larger(most, space.most[query])) {
+            const float before = space.most[query], now = largest_lane(most);
+            const float shrink = exponential((before - now) * scale_);
+            float* weighted = space.weighted_of(query);
+            for (int64_t dim = 0; dim < space.padded_dim; dim += WIDTH)
+                store(weighted + dim, load(weighted + dim) * shrink);
+            sum *= shrink;
+            space.most[query] = now;
+        }
+        store(space.sums_of(query), sum + exponentials(space.weights_of(query), scores, space.most[query]));
+    }
+
+    /// Weights e^(scale x (score - most)), and what they add to each lane's sum.
+    Floats exponentials(float* weights, const Floats (&scores)[TILE / WIDTH], float most) const {
         Floats sum{};
         for (int vector = 0; vector < TILE / WIDTH; ++vector) {
-            const Floats weight = exponential(scaled[vector] - now);
-            store(scores + vector * WIDTH, weight);
+            const Floats weight = exponential((scores[vector] - most) * scale_);
+            store(weights + vector * WIDTH, weight);
             sum += weight;
         }
-        space.most[query] = now;
-        if (before != now) {
-            const float shrink = exponential(before - now);
-            space.sum[query] *= shrink;
-            float* weighted = space.weighted_of(query);
-            for (int64_t dim = 0; dim < space.strips * COLUMNS; dim += WIDTH)
-                store(weighted + dim, load(weighted + dim) * shrink);
-        }
-        space.sum[query] += sum_of_lanes(sum);
+        return sum;
     }
+
+#if defined(__AVX512BF16__)
+    /// The same in bfloat16. The sum is of the rounded weights.
+    Floats exponentials(bfloat16* weights, const Floats (&scores)[TILE / WIDTH], float most) const {
+        constexpr float LOG2_E = 1.44269504f;
+        const Floats factor = all(scale_ * LOG2_E), offset = all(-most * scale_ * LOG2_E);
+        const auto ones = same_bits<__m512bh>(Words{} + 0x3f803f80u);
+        __m512 sum{};
+        for (int vector = 0; vector < TILE / WIDTH; vector += 2) {
+            const Floats first = rough_power_of_two(fma(scores[vector], factor, offset));
+            const Floats second = rough_power_of_two(fma(scores[vector + 1], factor, offset));
+            const __m512bh both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+            std::memcpy(weights + vector * WIDTH, &both, sizeof both);
+            sum = _mm512_dpbf16_ps(sum, both, ones);
+        }
+        return (Floats)sum;
+    }
+#endif
 
     const Shape& shape_;
     const Pieces& pieces_;

@@ -61,11 +61,12 @@ struct AttentionMemory {
 };
 
 /// The units of attention of one plan: at most about UNIT_QUERIES query rows each.
+template <class Value>
 struct AttentionUnits {
     int32_t *piece, *first_row, *rows;
     int count = 0;
     int group;
-    std::vector<Workspace> spaces;  // one a thread
+    std::vector<Workspace<Value>> spaces;  // one a thread
 
     AttentionUnits(Arena& arena, const Shape& shape, const Pieces& pieces, int threads)
         : piece(arena.take<int32_t>(pieces.plan.rows)), first_row(arena.take<int32_t>(pieces.plan.rows)),
@@ -83,17 +84,18 @@ struct AttentionUnits {
 };
 
 /// Everything of one window class in one step.
+template <class Value>
 struct Step {
     Pieces pieces;
     CacheLayout layout;
-    AttentionUnits units;
+    AttentionUnits<Value> units;
 
     Step(Arena& arena, const Shape& shape, const Plan& plan, int threads)
         : pieces(arena, plan), layout(shape, plan.block), units(arena, shape, pieces, threads) {}
 };
 
 template <class Weights, class Value>
-void attention(Team& team, const Shape& shape, const Layer& layer, const Step& step, const Rotation& rotation,
+void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Value>& step, const Rotation& rotation,
                Value* cache, const AttentionMemory<Weights>& memory, const float* from, float* to) {
     const int32_t rows = step.pieces.plan.rows, dim = shape.dim;
     const int32_t keys_at = int32_t(memory.width), kv_width = shape.kv_heads * shape.head_dim;

@@ -116,7 +116,7 @@ void tramontane_attention(Engine* engine, int32_t threads, const Shape* shape, c
         Arena& arena = engine->arena;
         arena.reset();
         const Plan& plan = *block->plan;
-        const Step step(arena, *shape, plan, threads);
+        const Step<decltype(value)> step(arena, *shape, plan, threads);
         const Rotation rotation(arena, *shape, plan.rows);
         const AttentionMemory<decltype(weights)> memory(arena, *shape, plan.rows);
         engine->run(threads, [&](Team& team) {
@@ -149,7 +149,7 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
         arena.reset();
         const int32_t rows = blocks[0].plan->rows;
         std::vector<const Plan*> plans;
-        std::vector<Step> steps;
+        std::vector<Step<Value>> steps;
         std::vector<int> step_of;
         for (int32_t number = 0; number < count; ++number) {
             const auto known = std::find(plans.begin(), plans.end(), blocks[number].plan);

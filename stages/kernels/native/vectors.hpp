@@ -115,6 +115,15 @@ inline Floats smaller(Floats a, Floats b) {
 #endif
 }
 
+/// Whether any lane is larger; NaN is not.
+inline bool any_larger(Floats a, float than) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(than), _CMP_GT_OQ);
+#else
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(than), _CMP_GT_OQ));
+#endif
+}
+
 inline Floats magnitude(Floats a) { return same_bits<Floats>(same_bits<Words>(a) & 0x7fffffffu); }
 
 /// 0, 1, 2, ..
@@ -189,6 +198,18 @@ inline Floats exponential(Floats x) {
 }
 
 inline float exponential(float x) { return exponential(all(x))[0]; }
+
+#if defined(__AVX512BF16__)
+/// 2^x within one part in 9,000 for -126 <= x <= 0, as good as bfloat16 can hold it; NaN stays NaN.
+inline Floats rough_power_of_two(Floats x) {
+    const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);  // the second where either is NaN
+    const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT);
+    const __m512 r = _mm512_sub_ps(clamped, n);
+    __m512 sum = _mm512_set1_ps(0.05500877f);
+    for (float coefficient : {0.2422106f, 0.6932829f, 1.0f}) sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(coefficient));
+    return (Floats)_mm512_scalef_ps(sum, n);
+}
+#endif
 
 /// x / (1 + e^-x)
 inline Floats silu(Floats x) { return x / (all(1.0f) + exponential(-x)); }
