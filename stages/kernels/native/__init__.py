@@ -155,7 +155,7 @@ class NativeKernels:
         kind = self._weights if kind is None else kind
         outputs, inputs = first.shape
         size = self._library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
-        packed = torch.empty(size, dtype=torch.uint8)
+        packed = own_pages((size,), torch.uint8)
         # Each copy lives for this call only.
         first = _float32(first)
         if second is None:
@@ -169,7 +169,7 @@ class NativeKernels:
     def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
         """[layers, blocks, numbers of a block]; `cache.hpp` has the picture."""
         numbers = self._library.tramontane_cache_block(ctypes.byref(self._shape), block)
-        return torch.zeros(layers, blocks, numbers, dtype=self._dtype)
+        return own_pages((layers, blocks, numbers), self._dtype)
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
         bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32

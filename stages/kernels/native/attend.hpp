@@ -111,7 +111,7 @@ struct Part {
     Range range;
     int32_t start;           // the position of the block's first place
     const uint32_t *keys, *values;
-    int64_t ahead;           // how many words further on those of the next block lie; 0 where there is none
+    int64_t ahead;           // how many words further on those lie that the next tile has here; 0 where there is none
 };
 
 /// Add the values of a block's places [begin, end), weighted, to V vectors of N queries' sums. `values` are words
@@ -194,15 +194,14 @@ private:
     int find_parts(const Queries& queries, Range range, int32_t last, Part* parts) const {
         const int32_t size = pieces_.plan.block;
         int count = 0;
-        int32_t block = pieces_.block_of(queries.piece, range.low);
-        for (int32_t low = range.low; low < range.high; ++count) {
-            const int32_t start = low / size * size, high = std::min(range.high, start + size);
-            const int32_t next = pieces_.block_of(queries.piece, std::min(high, last));
+        for (int32_t low = range.low; low < range.high; low = parts[count++].range.high) {
+            const int32_t start = low / size * size, block = pieces_.block_of(queries.piece, low);
+            // A block sooner would be too late: its keys are wanted at once.
+            const int64_t next = pieces_.block_of(queries.piece, std::min(low + TILE, last));
             const Value* keys = layout_.keys(cache_, block, queries.kv_head);
-            parts[count] = {{low, high}, start, reinterpret_cast<const uint32_t*>(keys),
+            parts[count] = {{low, std::min(range.high, start + size)}, start, reinterpret_cast<const uint32_t*>(keys),
                             reinterpret_cast<const uint32_t*>(keys + layout_.all_keys),
-                            int64_t(next - block) * layout_.block / PER_WORD<Value>};
-            low = high, block = next;
+                            (next - block) * layout_.block / PER_WORD<Value>};
         }
         return count;
     }

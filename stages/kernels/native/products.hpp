@@ -109,11 +109,12 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
         // One pass, from memory: what it needs next comes behind what it has.
         add_words<Weights>(sums, panel.words, operands, rows, 0, words, panel.words + 16 * COLUMNS, words);
     } else {
-        for (int64_t word = 0; word < words; word += DEPTH) {
+        const int64_t depth = rows.count > ROWS && rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
+        for (int64_t word = 0; word < words; word += depth) {
             const uint32_t* some = panel.words + word * COLUMNS;
-            const int64_t count = std::min<int64_t>(words - word, DEPTH), after = words - word - count;
+            const int64_t count = std::min(words - word, depth), after = words - word - count;
             add_words<Weights>(sums, some, operands, rows, word * Weights::PER_WORD, count,
-                               after ? some + count * COLUMNS : next, std::min<int64_t>(after ? after : words, DEPTH));
+                               after ? some + count * COLUMNS : next, std::min(after ? after : words, depth));
         }
     }
     for (int row = 0; row < rows.count; ++row) {
