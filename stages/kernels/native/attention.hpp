@@ -132,14 +132,12 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Va
     team.share(rows, [&](int row) { memory.attended_operands.prepare(row, memory.attended + row * memory.width); });
     product(team, layer.o, memory.attended_operands, rows,
             [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {
-                float sums[COLUMNS];
-                const int32_t count = std::min(COLUMNS, dim - first);
-                const float* residual = from + int64_t(row) * dim + first;
-                for (int vector = 0; vector < VECTORS; ++vector)
-                    store(sums + vector * WIDTH, rounded_as<Value>(values[vector]));
-                for (int32_t place = 0; place < count; ++place) sums[place] += residual[place];
-                round_row<Value>(sums, count);
-                std::memcpy(to + int64_t(row) * dim + first, sums, count * sizeof(float));
+                const float* residual = from + int64_t(row) * dim;
+                for (int vector = 0; vector < VECTORS && first + vector * WIDTH < dim; ++vector) {
+                    const int32_t place = first + vector * WIDTH;
+                    const Floats sum = rounded_as<Value>(values[vector]) + load_within(residual, place, dim);
+                    store_within(to + int64_t(row) * dim, place, dim, rounded_as<Value>(sum));
+                }
             });
 }
 

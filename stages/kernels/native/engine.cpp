@@ -133,7 +133,7 @@ void tramontane_experts(Engine* engine, int32_t threads, const Shape* shape, con
                         const float* from, float* to) {
     with_types(*shape, [&](auto weights, auto value) {
         engine->arena.reset();
-        const ExpertsMemory<decltype(weights)> memory(engine->arena, *shape, rows);
+        const ExpertsMemory<decltype(weights), decltype(value)> memory(engine->arena, *shape, rows);
         engine->run(threads, [&](Team& team) {
             experts<decltype(weights), decltype(value)>(team, *shape, *layer, rows, memory, from, to);
         });
@@ -160,7 +160,7 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
         for (const Plan* plan : plans) steps.emplace_back(arena, *shape, *plan, threads);
         const Rotation rotation(arena, *shape, rows);
         const AttentionMemory<Weights> attention_memory(arena, *shape, rows);
-        const ExpertsMemory<Weights> experts_memory(arena, *shape, rows);
+        const ExpertsMemory<Weights, Value> experts_memory(arena, *shape, rows);
         engine->run(threads, [&](Team& team) {
             const Pieces& pieces = steps[0].pieces;
             team.share(rows, [&](int row) {
@@ -214,9 +214,9 @@ void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const 
                 operands.prepare(row, normed + int64_t(row) * dim);
             });
             product(team, *head, operands, rows, [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {
-                Floats logit[VECTORS];
-                for (int vector = 0; vector < VECTORS; ++vector) logit[vector] = rounded_as<Value>(values[vector]);
-                store_outputs(logits + int64_t(row) * head->outputs, head->outputs, first, logit);
+                for (int vector = 0; vector < VECTORS && first + vector * WIDTH < head->outputs; ++vector)
+                    store_within(logits + int64_t(row) * head->outputs, first + vector * WIDTH, head->outputs,
+                                 rounded_as<Value>(values[vector]));
             });
         });
     });

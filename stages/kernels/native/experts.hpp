@@ -65,13 +65,14 @@ struct Pairs {
 };
 
 /// The memory that experts need for any layer of a shape and some rows.
-template <class Weights>
+template <class Weights, class Value>
 struct ExpertsMemory {
     int64_t hidden_stride, outputs_stride;
     Pairs pairs;
     Operands<Float32> gate_operands;
     Operands<Weights> normed, hidden_operands;
-    float *gates, *hidden, *outputs;
+    float *gates, *hidden;
+    Value* outputs;
 
     ExpertsMemory(Arena& arena, const Shape& shape, int32_t rows)
         : hidden_stride(rounded_up(shape.ffn_dim, HALF)), outputs_stride(rounded_up(shape.dim, COLUMNS)),
@@ -79,8 +80,8 @@ struct ExpertsMemory {
           gate_operands(arena, rows, shape.dim), normed(arena, rows, shape.dim),
           hidden_operands(arena, pairs.count(), shape.ffn_dim),
           gates(arena.take<float>(rows * rounded_up(pairs.experts, COLUMNS))),
-          hidden(arena.take<float>(pairs.count() * hidden_stride)),
-          outputs(arena.take<float>(pairs.count() * outputs_stride)) {}
+          hidden(Operands<Weights>::BY_PARTS ? nullptr : arena.take<float>(pairs.count() * hidden_stride)),
+          outputs(arena.take<Value>(pairs.count() * outputs_stride)) {}
 };
 
 /// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of the grouped pairs,
@@ -117,7 +118,7 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
 
 /// Choose the experts of some rows, whose gate operands are there.
 template <class Value, class Weights>
-void route(const Layer& layer, const ExpertsMemory<Weights>& memory, const Rows& rows) {
+void route(const Layer& layer, const ExpertsMemory<Weights, Value>& memory, const Rows& rows) {
     const Pairs& pairs = memory.pairs;
     const int64_t stride = rounded_up(pairs.experts, COLUMNS);
     if (!layer.gate.panels) std::fill_n(memory.gates + rows[0] * stride, rows.count * stride, 0.0f);  // one expert for all
@@ -132,7 +133,7 @@ void route(const Layer& layer, const ExpertsMemory<Weights>& memory, const Rows&
 }
 
 template <class Weights, class Value>
-void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, const ExpertsMemory<Weights>& memory,
+void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, const ExpertsMemory<Weights, Value>& memory,
              const float* from, float* to) {
     const int32_t dim = shape.dim;
     const Pairs& pairs = memory.pairs;
@@ -169,21 +170,18 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, c
         });
     product_by_expert(team, layer.down, pairs, memory.hidden_operands, nullptr,
                       [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
-                          float* outputs = memory.outputs + number * memory.outputs_stride + panel * COLUMNS;
+                          Value* outputs = memory.outputs + number * memory.outputs_stride + panel * COLUMNS;
                           for (int vector = 0; vector < VECTORS; ++vector)
                               store(outputs + vector * WIDTH, rounded_as<Value>(values[vector]));
                       });
     team.share(rows, [&](int row) {
-        const int32_t *places = pairs.place + row * pairs.chosen, *const end = places + pairs.chosen;
-        for (int32_t begin = 0; begin < dim; begin += WIDTH) {
-            const int32_t count = std::min(WIDTH, dim - begin);
-            Floats sum{};
-            std::memcpy(&sum, from + int64_t(row) * dim + begin, count * sizeof(float));
-            const float* weight = pairs.weight + row * pairs.chosen;
-            for (const int32_t* place = places; place < end; ++place, ++weight)
-                sum = fma(all(*weight), load(memory.outputs + *place * memory.outputs_stride + begin), sum);
-            sum = rounded_as<Value>(sum);
-            std::memcpy(to + int64_t(row) * dim + begin, &sum, count * sizeof(float));
+        for (int32_t place = 0; place < dim; place += WIDTH) {
+            Floats sum = load_within(from + int64_t(row) * dim, place, dim);
+            for (int32_t pair = row * pairs.chosen; pair < (row + 1) * pairs.chosen; ++pair) {
+                const Value* outputs = memory.outputs + pairs.place[pair] * memory.outputs_stride;
+                sum = fma(all(pairs.weight[pair]), load(outputs + place), sum);
+            }
+            store_within(to + int64_t(row) * dim, place, dim, rounded_as<Value>(sum));
         }
     });
 }

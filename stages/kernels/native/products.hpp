@@ -141,30 +141,19 @@ void product(Team& team, const Matrix& matrix, const Operands<Weights>& operands
     });
 }
 
-/// Those of a panel's values that a row of `outputs` has.
-inline void store_outputs(float* row, int32_t outputs, int32_t first, const Floats (&values)[VECTORS]) {
-    std::memcpy(row + first, values, std::min(COLUMNS, outputs - first) * sizeof(float));
-}
-
 /// x / root mean square(x) x weight, rounded as torch rounds it: after the division and after the product.
 template <class Value>
 void norm(float* to, const float* from, const float* weight, int32_t dim, float eps) {
     Floats squares{};
-    int32_t place = 0;
-    for (; place + WIDTH <= dim; place += WIDTH) squares = fma(load(from + place), load(from + place), squares);
-    Floats rest{};
-    std::memcpy(&rest, from + place, (dim - place) * sizeof(float));
-    const float mean = sum_of_lanes(fma(rest, rest, squares)) / float(dim);
-    const Floats scale = all(1.0f / std::sqrt(mean + eps));
-    const auto normed = [&](Floats values, Floats weights) {
-        return rounded_as<Value>(rounded_as<Value>(values * scale) * weights);
-    };
-    for (place = 0; place + WIDTH <= dim; place += WIDTH)
-        store(to + place, normed(load(from + place), load(weight + place)));
-    Floats weights{};
-    std::memcpy(&weights, weight + place, (dim - place) * sizeof(float));
-    rest = normed(rest, weights);
-    std::memcpy(to + place, &rest, (dim - place) * sizeof(float));
+    for (int32_t place = 0; place < dim; place += WIDTH) {
+        const Floats some = load_within(from, place, dim);
+        squares = fma(some, some, squares);
+    }
+    const Floats scale = all(1.0f / std::sqrt(sum_of_lanes(squares) / float(dim) + eps));
+    for (int32_t place = 0; place < dim; place += WIDTH) {
+        const Floats scaled = rounded_as<Value>(load_within(from, place, dim) * scale);
+        store_within(to, place, dim, rounded_as<Value>(scaled * load_within(weight, place, dim)));
+    }
 }
 
 }  // namespace tramontane

@@ -134,8 +134,9 @@ struct BFloat16 {
 #endif
 
     static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
-        for (int64_t input = 0; input < inputs; ++input)
-            set(operand[input], to_float(to_bfloat16(row[input])));
+        int64_t input = 0;
+        for (; input + WIDTH <= inputs; input += WIDTH) store(operand + input, rounded_to_bfloat16(load(row + input)));
+        for (; input < inputs; ++input) set(operand[input], to_float(to_bfloat16(row[input])));
     }
 };
 

@@ -54,9 +54,23 @@ inline Vector load_bits(const void* from) {
 
 inline Floats load(const float* from) { return load_bits<Floats>(from); }
 
-inline Floats load(const bfloat16* from) {
-    return same_bits<Floats>(__builtin_convertvector(load_bits<Shorts>(from), Words) << 16);
+/// Each as the upper half of a word, and back.
+inline Words widened(Shorts halves) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)halves) << 16;
+#else
+    return __builtin_convertvector(halves, Words) << 16;
+#endif
 }
+inline Shorts upper_halves(Words words) {
+#if defined(__AVX512F__)
+    return (Shorts)_mm512_cvtepi32_epi16((__m512i)(words >> 16));
+#else
+    return __builtin_convertvector(words >> 16, Shorts);
+#endif
+}
+
+inline Floats load(const bfloat16* from) { return same_bits<Floats>(widened(load_bits<Shorts>(from))); }
 
 /// The vector at a place of a row, with zeros behind the row's end.
 inline Floats load_within(const float* row, int64_t place, int64_t size) {
@@ -68,9 +82,17 @@ inline Floats load_within(const float* row, int64_t place, int64_t size) {
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
+/// The vector at a place of a row, but nothing behind the row's end.
+inline void store_within(float* row, int64_t place, int64_t size, Floats values) {
+    if (place + WIDTH <= size)
+        store(row + place, values);
+    else
+        std::memcpy(row + place, &values, (size - place) * sizeof(float));
+}
+
 /// Of values that are bfloat16 already.
 inline void store(bfloat16* to, Floats values) {
-    const Shorts upper = __builtin_convertvector(same_bits<Words>(values) >> 16, Shorts);
+    const Shorts upper = upper_halves(same_bits<Words>(values));
     std::memcpy(to, &upper, sizeof upper);
 }
 
@@ -150,8 +172,7 @@ inline float largest_lane(Floats values) {
 /// Each value rounded to the nearest bfloat16 (ties to even), still as float32. NaN stays NaN.
 inline Floats rounded_to_bfloat16(Floats values) {
 #if defined(__AVX512BF16__)
-    const Shorts upper = same_bits<Shorts>(_mm512_cvtneps_pbh((__m512)values));
-    return same_bits<Floats>(__builtin_convertvector(upper, Words) << 16);
+    return same_bits<Floats>(widened(same_bits<Shorts>(_mm512_cvtneps_pbh((__m512)values))));
 #else
     const Words bits = same_bits<Words>(values);
     const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
