@@ -98,7 +98,7 @@ class Kernels(Protocol):
         """Norm, gate, the chosen experts (or the one FFN of a dense model), residual."""
 
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
-        """`attention` and `experts` of some blocks in a row; `one_by_one` is good enough for any set."""
+        """`attention` and `experts` of some blocks in a row, perhaps in place; `one_by_one` will do for any set."""
 
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
         """Norm and output product of the rows with these numbers, or of all: float32 logits [M, V]."""

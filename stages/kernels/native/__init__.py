@@ -231,9 +231,9 @@ class NativeKernels:
 
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         structs = (interface.Block * len(blocks))(*map(_block, blocks))
-        rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), after_TD.data_ptr())
-        return after_TD
+        rows_TD = rows_TD.contiguous()
+        self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), rows_TD.data_ptr())
+        return rows_TD
 
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
         rows_TD = rows_TD.contiguous()

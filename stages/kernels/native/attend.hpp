@@ -55,23 +55,23 @@ struct Workspace {
     static constexpr int STRIDE = TILE + WIDTH;
 
     int64_t head_dim, padded_dim;
-    Operand *queries, *weights;             // [queries, hd], [queries, STRIDE]
+    Operand *queries, *weights;             // [queries, hd], [SCORE_ROWS, STRIDE]
     int32_t *first_visible, *last;          // visible positions of each query. [queries]
-    float *scores;                          // [queries, STRIDE]
+    float *scores;                          // of the queries of one pass. [SCORE_ROWS, STRIDE]
     float *most, *sums;                     // the largest score so far, and lanes that add up to the sum of weights.
                                             // [queries], [queries, WIDTH]
     float *weighted;                        // values weighted by e^(score - most). [queries, HD]
 
     Workspace(Arena& arena, int queries, int head_dim)
         : head_dim(head_dim), padded_dim(rounded_up(head_dim, WIDTH)), queries(arena.take<Operand>(queries * head_dim)),
-          weights(arena.take<Operand>(queries * STRIDE)), first_visible(arena.take<int32_t>(queries)),
-          last(arena.take<int32_t>(queries)), scores(arena.take<float>(queries * STRIDE)),
+          weights(arena.take<Operand>(SCORE_ROWS * STRIDE)), first_visible(arena.take<int32_t>(queries)),
+          last(arena.take<int32_t>(queries)), scores(arena.take<float>(SCORE_ROWS * STRIDE)),
           most(arena.take<float>(queries)), sums(arena.take<float>(queries * WIDTH)),
           weighted(arena.take<float>(queries * padded_dim)) {}
 
     Operand* query(int number) const { return queries + number * head_dim; }
-    Operand* weights_of(int query) const { return weights + query * STRIDE + 1; }
-    float* scores_of(int query) const { return scores + query * STRIDE; }
+    Operand* weights_of(int row) const { return weights + row * STRIDE + 1; }
+    float* scores_of(int row) const { return scores + row * STRIDE; }
     float* sums_of(int query) const { return sums + query * WIDTH; }
     float* weighted_of(int query) const { return weighted + query * padded_dim; }
 };
@@ -114,30 +114,37 @@ struct Part {
     int64_t ahead;           // how many words further on those lie that the next tile has here; 0 where there is none
 };
 
-/// Add the values of a block's places [begin, end), weighted, to V vectors of N queries' sums. `values` are words
-/// [places / n][stride], n places a word; those that lie `ahead` words further on are fetched.
+/// Add the values of the positions `seen` of some parts, weighted, to V vectors of N queries' sums. `weights` begin with
+/// the position `tile`. Values are words [places / n][stride], n places a word.
 template <class Value, int N, int V>
-inline void weigh(float* const (&to)[N], const typename Cached<Value>::Operand* const (&weights)[N],
-                  const uint32_t* values, int64_t stride, int begin, int end, int64_t ahead) {
+void weigh(float* const (&to)[N], const typename Cached<Value>::Operand* const (&weights)[N], int32_t tile,
+           const Part* parts, int count, int64_t vector, int64_t stride, Range seen, bool fetches) {
     constexpr int PER = PER_WORD<Value>;
     Floats sums[N][V];
+    alignas(64) uint32_t visible[V * WIDTH];
     for (int row = 0; row < N; ++row)
-        for (int vector = 0; vector < V; ++vector) sums[row][vector] = load(to[row] + vector * WIDTH);
-    for (int word = begin / PER; word * PER < end; ++word) {
-        const uint32_t* words = values + word * stride;
-        fetch<V>(words, ahead);
-        if (word * PER >= begin && (word + 1) * PER <= end) {
-            Cached<Value>::step(sums, words, weights, word);
-        } else {
-            // One place of the word is out of sight: 0 takes the place of its value, which may be NaN.
-            const uint32_t mask = word * PER < begin ? 0xffff0000u : 0x0000ffffu;
-            alignas(64) uint32_t visible[V * WIDTH];
-            for (int number = 0; number < V * WIDTH; ++number) visible[number] = words[number] & mask;
-            Cached<Value>::step(sums, visible, weights, word);
+        for (int number = 0; number < V; ++number) sums[row][number] = load(to[row] + number * WIDTH);
+    for (const Part* part = parts; part < parts + count; ++part) {
+        const Range mine = part->range.within(seen);
+        const int begin = mine.low - part->start, end = mine.high - part->start;
+        const typename Cached<Value>::Operand* of_place[N];
+        for (int row = 0; row < N; ++row) of_place[row] = weights[row] + part->start - tile;
+        const uint32_t* words = part->values + begin / PER * stride + vector;
+        const int64_t ahead = fetches ? part->ahead : 0;
+        for (int word = begin / PER; word * PER < end; ++word, words += stride) {
+            const uint32_t* some = words;
+            fetch<V>(words, ahead);
+            if (word * PER < begin || (word + 1) * PER > end) {
+                // One place of the word is out of sight: 0 takes the place of its value, which may be NaN.
+                const uint32_t mask = word * PER < begin ? 0xffff0000u : 0x0000ffffu;
+                for (int number = 0; number < V * WIDTH; ++number) visible[number] = words[number] & mask;
+                some = visible;
+            }
+            Cached<Value>::step(sums, some, of_place, word);
         }
     }
     for (int row = 0; row < N; ++row)
-        for (int vector = 0; vector < V; ++vector) store(to[row] + vector * WIDTH, sums[row][vector]);
+        for (int number = 0; number < V; ++number) store(to[row] + number * WIDTH, sums[row][number]);
 }
 
 /// Call body(vector, V) for groups of V vectors that cover `vectors`: of MOST, then of half as many, and so on.
@@ -162,8 +169,6 @@ public:
             const int32_t row = queries.row(query), position = pieces_.position_of(row, queries.piece);
             const float* from = qkv_ + row * qkv_stride_ + queries.head(query) * shape_.head_dim;
             for (int dim = 0; dim < shape_.head_dim; ++dim) set(space.query(query)[dim], from[dim]);
-            // What a word reads beside the tile is weighted by 0.
-            set(space.weights_of(query)[-1], 0), set(space.weights_of(query)[TILE], 0);
             space.first_visible[query] = pieces_.first_visible(position);
             space.last[query] = position;
             space.most[query] = -std::numeric_limits<float>::infinity();
@@ -172,13 +177,19 @@ public:
             end = std::max(end, position + 1);
         }
         std::memset(space.weighted, 0, count * space.padded_dim * sizeof(float));
+        // What a word reads beside the tile is weighted by 0.
+        for (int row = 0; row < SCORE_ROWS; ++row) set(space.weights_of(row)[-1], 0), set(space.weights_of(row)[TILE], 0);
         Part parts[TILE];
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
             const int found = find_parts(queries, range, end - 1, parts);
-            for (const Part* part = parts; part < parts + found; ++part) score_all(queries, space, tile, *part);
-            for (int query = 0; query < count; ++query) soften(space, query, tile);
-            weigh_all(queries, space, tile, range, parts, found);
+            // A pass at a time, so that scores and weights stay in the first cache, as the tile does between passes.
+            by_tiles<SCORE_ROWS>(count, [&](int first, auto rows) {
+                for (const Part* part = parts; part < parts + found; ++part)
+                    score_pass<decltype(rows)::value>(space, first, tile, *part);
+                for (int row = 0; row < rows; ++row) soften(space, first + row, row, tile);
+                weigh_pass(space, first, rows, tile, range, parts, found);
+            });
         }
         for (int query = 0; query < count; ++query) {
             float* to = attended_ + queries.row(query) * attended_stride_ + queries.head(query) * shape_.head_dim;
@@ -208,41 +219,34 @@ private:
 
     /// Raw scores of a part. A vector may run over the end of a block or of what is seen; what it leaves there is
     /// overwritten by the next block's or left out by `soften`.
-    void score_all(const Queries& queries, const Workspace<Value>& space, int32_t tile, const Part& part) const {
+    template <int N>
+    void score_pass(const Workspace<Value>& space, int first, int32_t tile, const Part& part) const {
         const int vectors = (part.range.high - part.range.low + WIDTH - 1) / WIDTH;
-        by_tiles<SCORE_ROWS>(queries.count(), [&](int query, auto rows) {
-            constexpr int N = decltype(rows)::value;
-            const Operand* pointers[N];
-            for (int row = 0; row < N; ++row) pointers[row] = space.query(query + row);
-            by_vectors<PASS_VECTORS<N>>(vectors, [&](int vector, auto several) {
-                float* scores[N];
-                for (int row = 0; row < N; ++row)
-                    scores[row] = space.scores_of(query + row) + part.range.low - tile + vector * WIDTH;
-                score<Value, N, decltype(several)::value>(
-                    scores, pointers, part.keys + part.range.low - part.start + vector * WIDTH, layout_.places,
-                    shape_.head_dim, query ? 0 : part.ahead);
-            });
+        const Operand* queries[N];
+        for (int row = 0; row < N; ++row) queries[row] = space.query(first + row);
+        by_vectors<PASS_VECTORS<N>>(vectors, [&](int vector, auto several) {
+            const int place = part.range.low - part.start + vector * WIDTH;
+            float* scores[N];
+            for (int row = 0; row < N; ++row) scores[row] = space.scores_of(row) + part.start - tile + place;
+            score<Value, N, decltype(several)::value>(scores, queries, part.keys + place, layout_.places,
+                                                      shape_.head_dim, first ? 0 : part.ahead);
         });
     }
 
-    void weigh_all(const Queries& queries, const Workspace<Value>& space, int32_t tile, Range range, const Part* parts,
-                   int count) const {
-        by_tiles<WEIGH_ROWS>(queries.count(), [&](int query, auto rows) {
-            by_sight<decltype(rows)::value>(space, query, range, [&](int first, auto several, Range seen) {
+    void weigh_pass(const Workspace<Value>& space, int first, int rows, int32_t tile, Range range, const Part* parts,
+                    int count) const {
+        by_tiles<WEIGH_ROWS>(rows, [&](int row, auto some) {
+            by_sight<decltype(some)::value>(space, first + row, range, [&](int query, auto several, Range seen) {
                 constexpr int N = decltype(several)::value;
-                for (const Part* part = parts; part < parts + count; ++part) {
-                    const Range mine = part->range.within(seen);
-                    if (mine.empty()) continue;
-                    const Operand* weights[N];
-                    for (int row = 0; row < N; ++row) weights[row] = space.weights_of(first + row) + part->start - tile;
-                    by_vectors<PASS_VECTORS<N>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
-                        float* sums[N];
-                        for (int row = 0; row < N; ++row) sums[row] = space.weighted_of(first + row) + vector * WIDTH;
-                        weigh<Value, N, decltype(vectors)::value>(
-                            sums, weights, part->values + vector * WIDTH, layout_.padded_dim, mine.low - part->start,
-                            mine.high - part->start, first ? 0 : part->ahead);
-                    });
-                }
+                const Operand* weights[N];
+                for (int index = 0; index < N; ++index) weights[index] = space.weights_of(query - first + index);
+                by_vectors<PASS_VECTORS<N>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
+                    float* sums[N];
+                    for (int index = 0; index < N; ++index)
+                        sums[index] = space.weighted_of(query + index) + vector * WIDTH;
+                    weigh<Value, N, decltype(vectors)::value>(sums, weights, tile, parts, count, vector * WIDTH,
+                                                              layout_.padded_dim, seen, query == 0);
+                });
             });
         });
     }
@@ -273,15 +277,15 @@ private:
     /// Which place of a word of values a position has.
     int32_t in_word(int32_t position) const { return position % pieces_.plan.block % PER_WORD<Value>; }
 
-    /// Turn a query's scores of a tile into weights e^(score - most); what it does not see is too small for the sum,
-    /// and left out when values are weighed.
-    void soften(const Workspace<Value>& space, int query, int32_t tile) const {
+    /// Turn a query's scores of a tile, those of `row`, into weights e^(score - most); what it does not see is too small
+    /// for the sum, and left out when values are weighed.
+    void soften(const Workspace<Value>& space, int query, int row, int32_t tile) const {
         const int32_t low = space.first_visible[query] - tile, high = space.last[query] + 1 - tile;
         if (low >= TILE || high <= 0) return;
         const Floats hidden = all(-std::numeric_limits<float>::infinity());
         Floats scores[TILE / WIDTH], most = hidden;
         for (int vector = 0; vector < TILE / WIDTH; ++vector)
-            scores[vector] = load(space.scores_of(query) + vector * WIDTH);
+            scores[vector] = load(space.scores_of(row) + vector * WIDTH);
         if (low > 0 || high < TILE)
             for (int vector = 0; vector < TILE / WIDTH; ++vector) {
                 const Ints place = lane_numbers() + vector * WIDTH;
@@ -298,7 +302,7 @@ private:
             sum *= shrink;
             space.most[query] = now;
         }
-        store(space.sums_of(query), sum + exponentials(space.weights_of(query), scores, space.most[query]));
+        store(space.sums_of(query), sum + exponentials(space.weights_of(row), scores, space.most[query]));
     }
 
     /// Weights e^(scale x (score - most)), and what they add to each lane's sum.
