@@ -11,6 +11,9 @@ namespace tramontane {
 /// Rows of one unit of work. Their sums, UNIT_ROWS x COLUMNS, stay in the second cache.
 constexpr int UNIT_ROWS = 192;
 
+/// Words that a single pass fetches ahead.
+constexpr int AHEAD = 16;
+
 inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 1) / COLUMNS; }
 
 template <class Weights>
@@ -106,8 +109,12 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
     if (rows.count <= 2) {
-        // One pass, from memory: what it needs next comes behind what it has.
-        add_words<Weights>(sums, panel.words, operands, rows, 0, words, panel.words + 16 * COLUMNS, words);
+        // One pass, from memory: what it needs next comes AHEAD of what it has, and then the next panel's beginning.
+        const int64_t ahead = std::min<int64_t>(words, AHEAD), most = words - ahead;
+        const uint32_t* last = panel.words + most * COLUMNS;
+        if (most)
+            add_words<Weights>(sums, panel.words, operands, rows, 0, most, panel.words + ahead * COLUMNS, most);
+        add_words<Weights>(sums, last, operands, rows, most * Weights::PER_WORD, ahead, next, ahead);
     } else {
         const int64_t depth = rows.count > ROWS && rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
         for (int64_t word = 0; word < words; word += depth) {
