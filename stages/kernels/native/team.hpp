@@ -34,6 +34,9 @@ namespace tramontane {
 /// Spins before a waiting thread begins to yield, and before a helper without work goes to sleep: some 20 us.
 constexpr int SPINS = 1000;
 
+/// A thread takes one part in so many, times the threads, of what is left of a share.
+constexpr uint32_t GUIDE = 2;
+
 /// Bind a helper to a core of its own, if the caller has just as many cores as threads: schedulers have been seen to
 /// run two that wait for each other on one core. With cores to spare, shared with others, the scheduler knows better.
 inline void pin(std::thread& helper, int member, int threads) {
@@ -63,13 +66,20 @@ public:
     int threads() const { return threads_; }
     int member() const { return member_; }
 
-    /// The unit that the thread which works on `unit` of so many probably takes next.
-    int likely_next(int unit, int units) const { return std::min(unit + threads_, units - 1); }
+    /// The unit that this thread, at work on `unit` of so many, probably takes next.
+    int likely_next(int unit, int units) const {
+        const int next = unit + 1 < end_ ? unit + 1 : int(Progress::unit_of(progress_.claims.load(std::memory_order_relaxed)));
+        return std::min(next, units - 1);
+    }
 
     /// work(0) .. work(count - 1), each by one thread; afterwards all have been done. `then` runs once, after the last.
+    ///
+    /// A thread takes several units that follow one another, fewer the fewer are left: memory is read on from where it
+    /// was, threads meet seldom, and end together ("guided self-scheduling", Polychronopoulos and Kuck, 1987).
     template <class Work, class Then>
     void share(int count, Work&& work, Then&& then) {
         if (threads_ == 1) {
+            end_ = count;
             for (int unit = 0; unit < count; ++unit) work(unit);
             then();
             return;
@@ -77,9 +87,12 @@ public:
         const uint32_t mine = share_++, units = std::max(count, 1);
         uint64_t seen = progress_.claims.load(std::memory_order_acquire);
         while (Progress::share_of(seen) == mine && Progress::unit_of(seen) < units) {
-            if (!progress_.claims.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-            if (count > 0) work(int(Progress::unit_of(seen)));
-            if (progress_.done.fetch_add(1, std::memory_order_acq_rel) + 1 == units) {
+            const uint32_t first = Progress::unit_of(seen), some = std::max(1u, (units - first) / (GUIDE * threads_));
+            if (!progress_.claims.compare_exchange_weak(seen, seen + some, std::memory_order_acq_rel)) continue;
+            end_ = int(first + some);
+            if (count > 0)
+                for (uint32_t unit = first; unit < first + some; ++unit) work(int(unit));
+            if (progress_.done.fetch_add(some, std::memory_order_acq_rel) + some == units) {
                 then();
                 progress_.done.store(0, std::memory_order_relaxed);
                 progress_.claims.store(Progress::start_of(mine + 1), std::memory_order_release);
@@ -100,6 +113,7 @@ private:
     const int threads_, member_;
     Progress& progress_;
     uint32_t share_ = 0;
+    int end_ = 0;  // of the units that this thread has taken last
 };
 
 /// Memory of one call: taken piece by piece before the threads start, all given back when the next call begins.
