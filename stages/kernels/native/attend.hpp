@@ -24,17 +24,10 @@ constexpr int TILE = 64;
 template <class Value>
 using Cached = std::conditional_t<sizeof(Value) == sizeof(float), Float32, BFloat16>;
 
-/// Queries of one pass over keys, or over values, and vectors that N queries take at once: their sums fit the registers
-/// beside a word of each vector, as in `span_of`. A block is seldom wider than two vectors of places.
-#if defined(__AVX512F__)
-constexpr int SCORE_ROWS = 12, WEIGH_ROWS = 6;
+/// Queries of one pass over a tile, and vectors of places or dimensions that N of them take at once: as a product's tile.
+constexpr int PASS_ROWS = ROWS;
 template <int N>
-constexpr int PASS_VECTORS = N <= 6 ? 4 : 2;
-#else
-constexpr int SCORE_ROWS = 5, WEIGH_ROWS = 5;
-template <int N>
-constexpr int PASS_VECTORS = N <= 2 ? 4 : 2;
-#endif
+constexpr int PASS_VECTORS = span_of(N);
 
 /// The query rows of one unit: `rows` positions of one piece times the `group` query heads of one KV head.
 struct Queries {
@@ -55,17 +48,17 @@ struct Workspace {
     static constexpr int STRIDE = TILE + WIDTH;
 
     int64_t head_dim, padded_dim;
-    Operand *queries, *weights;             // [queries, hd], [SCORE_ROWS, STRIDE]
+    Operand *queries, *weights;             // [queries, hd], [PASS_ROWS, STRIDE]
     int32_t *first_visible, *last;          // visible positions of each query. [queries]
-    float *scores;                          // of the queries of one pass. [SCORE_ROWS, STRIDE]
+    float *scores;                          // of the queries of one pass. [PASS_ROWS, STRIDE]
     float *most, *sums;                     // the largest score so far, and lanes that add up to the sum of weights.
                                             // [queries], [queries, WIDTH]
     float *weighted;                        // values weighted by e^(score - most). [queries, HD]
 
     Workspace(Arena& arena, int queries, int head_dim)
         : head_dim(head_dim), padded_dim(rounded_up(head_dim, WIDTH)), queries(arena.take<Operand>(queries * head_dim)),
-          weights(arena.take<Operand>(SCORE_ROWS * STRIDE)), first_visible(arena.take<int32_t>(queries)),
-          last(arena.take<int32_t>(queries)), scores(arena.take<float>(SCORE_ROWS * STRIDE)),
+          weights(arena.take<Operand>(PASS_ROWS * STRIDE)), first_visible(arena.take<int32_t>(queries)),
+          last(arena.take<int32_t>(queries)), scores(arena.take<float>(PASS_ROWS * STRIDE)),
           most(arena.take<float>(queries)), sums(arena.take<float>(queries * WIDTH)),
           weighted(arena.take<float>(queries * padded_dim)) {}
 
@@ -178,17 +171,17 @@ public:
         }
         std::memset(space.weighted, 0, count * space.padded_dim * sizeof(float));
         // What a word reads beside the tile is weighted by 0.
-        for (int row = 0; row < SCORE_ROWS; ++row) set(space.weights_of(row)[-1], 0), set(space.weights_of(row)[TILE], 0);
+        for (int row = 0; row < PASS_ROWS; ++row) set(space.weights_of(row)[-1], 0), set(space.weights_of(row)[TILE], 0);
         Part parts[TILE];
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
             const int found = find_parts(queries, range, end - 1, parts);
             // A pass at a time, so that scores and weights stay in the first cache, as the tile does between passes.
-            by_tiles<SCORE_ROWS>(count, [&](int first, auto rows) {
-                for (const Part* part = parts; part < parts + found; ++part)
-                    score_pass<decltype(rows)::value>(space, first, tile, *part);
-                for (int row = 0; row < rows; ++row) soften(space, first + row, row, tile);
-                weigh_pass(space, first, rows, tile, range, parts, found);
+            by_tiles<PASS_ROWS>(count, [&](int first, auto rows) {
+                constexpr int N = decltype(rows)::value;
+                for (const Part* part = parts; part < parts + found; ++part) score_pass<N>(space, first, tile, *part);
+                for (int row = 0; row < N; ++row) soften(space, first + row, row, tile);
+                weigh_pass<N>(space, first, tile, range, parts, found);
             });
         }
         for (int query = 0; query < count; ++query) {
@@ -233,20 +226,18 @@ private:
         });
     }
 
-    void weigh_pass(const Workspace<Value>& space, int first, int rows, int32_t tile, Range range, const Part* parts,
+    template <int N>
+    void weigh_pass(const Workspace<Value>& space, int first, int32_t tile, Range range, const Part* parts,
                     int count) const {
-        by_tiles<WEIGH_ROWS>(rows, [&](int row, auto some) {
-            by_sight<decltype(some)::value>(space, first + row, range, [&](int query, auto several, Range seen) {
-                constexpr int N = decltype(several)::value;
-                const Operand* weights[N];
-                for (int index = 0; index < N; ++index) weights[index] = space.weights_of(query - first + index);
-                by_vectors<PASS_VECTORS<N>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
-                    float* sums[N];
-                    for (int index = 0; index < N; ++index)
-                        sums[index] = space.weighted_of(query + index) + vector * WIDTH;
-                    weigh<Value, N, decltype(vectors)::value>(sums, weights, tile, parts, count, vector * WIDTH,
-                                                              layout_.padded_dim, seen, query == 0);
-                });
+        by_sight<N>(space, first, range, [&](int query, auto several, Range seen) {
+            constexpr int M = decltype(several)::value;
+            const Operand* weights[M];
+            for (int row = 0; row < M; ++row) weights[row] = space.weights_of(query - first + row);
+            by_vectors<PASS_VECTORS<M>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
+                float* sums[M];
+                for (int row = 0; row < M; ++row) sums[row] = space.weighted_of(query + row) + vector * WIDTH;
+                weigh<Value, M, decltype(vectors)::value>(sums, weights, tile, parts, count, vector * WIDTH,
+                                                          layout_.padded_dim, seen, query == 0);
             });
         });
     }

@@ -7,7 +7,7 @@
 namespace tramontane {
 
 /// Query rows (positions x query heads of a KV head) of one unit of attention, about.
-constexpr int UNIT_QUERIES = 64;
+constexpr int UNIT_QUERIES = 96;
 
 /// Turn each head's pairs (i, i + hd / 2) by the row's angles.
 inline void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
