@@ -199,7 +199,10 @@ class Stage:
 
     @torch.inference_mode()
     def logits(self, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
-        """Norm and head over these (default: all) rows that left the last block: float32 [M, V]. Last stage only."""
+        """Norm and head over rows [T, D] that left the last block, all or those with the numbers `asked_M`.
+
+        float32 [M, V]. Last stage only.
+        """
         assert self.is_last, f"layers {self.span} of {self.config.layers}: the head is at another stage"
         return self._kernels.head(self._head, rows_TD, asked_M)
 

@@ -4,6 +4,7 @@ Without a compiler or the instructions the native one is skipped; sources that d
 """
 
 import pytest
+import torch
 
 from tramontane.stages.kernels.native.build import NativeUnavailable, library
 
@@ -20,5 +21,9 @@ def _reason_against_native():
 
 _REASON = _reason_against_native()
 needs_native = pytest.mark.skipif(_REASON is not None, reason=f"no native kernels: {_REASON}")
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 NATIVE = pytest.param("native", marks=needs_native)
 KERNELS = [NATIVE, "cpu", "reference"]

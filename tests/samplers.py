@@ -4,8 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import torch
-from kernel_sets import needs_native
+from kernel_sets import NEEDS_GPU, needs_native
 
 from tramontane.stages import sampler
 
@@ -31,10 +30,6 @@ def cuda_sampler():
     return SimpleNamespace(sample=there(sampler.sample), score=there(sampler.score))
 
 
-NEEDS_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 SAMPLERS = [
     pytest.param(torch_sampler, id="torch"),
     pytest.param(cuda_sampler, id="torch-cuda", marks=NEEDS_GPU),

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
+from kernel_sets import NEEDS_GPU
 from models import random_tensors, save_tensors
 from reference_model import forward, greedy
-from samplers import NEEDS_GPU
 
 from tramontane.stages.config import EXAMPLE
 

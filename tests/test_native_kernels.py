@@ -14,7 +14,7 @@ from test_kernels import attention, microbatch, random_layer
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.kernels import choose_kernels, one_by_one
-from tramontane.stages.kernels.native import NativeKernels
+from tramontane.stages.kernels.native import NativeKernels, build
 from tramontane.stages.kernels.reference import ReferenceKernels
 from tramontane.stages.weights import TORCH_DTYPES
 
@@ -159,7 +159,7 @@ def experts(kernels, layer, rows):
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, 1), (2, 1), (3, 3), (8, 2), (16, 4), (40, 5)])
-@pytest.mark.parametrize("tokens", [1, 5, 300])
+@pytest.mark.parametrize("tokens", [1, 5, 300, 384])
 def test_any_number_of_experts_agrees_with_the_reference(count, chosen, tokens):
     config = replace(EXAMPLE, experts=count, experts_per_token=chosen)
     layer, rows = random_layer(config), torch.randn(tokens, config.dim, generator=torch.Generator().manual_seed(3))
@@ -167,6 +167,42 @@ def test_any_number_of_experts_agrees_with_the_reference(count, chosen, tokens):
     torch.testing.assert_close(
         found, experts(ReferenceKernels(config, "float32", "cpu"), layer, rows), atol=1e-5, rtol=1e-5
     )
+
+
+LESSER = [variant for variant in build.VARIANTS if variant.needs <= build.cpu_flags()][1:]
+
+
+@pytest.fixture(params=LESSER, ids=lambda variant: variant.name)
+def lesser(request, monkeypatch):
+    """A variant that this CPU runs, though it runs a better one: for CPUs that do not."""
+    monkeypatch.setattr(build, "cpu_flags", lambda: request.param.needs)
+    build.library.cache_clear()
+    yield request.param
+    build.library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lesser_variants_agree_with_the_reference(lesser, dtype):
+    """Also with as many rows as two full units of a product take."""
+    config = replace(EXAMPLE, windows=(9,), experts=0)
+    layer = random_layer(config, dtype)
+    rows = torch.randn(384, config.dim, generator=torch.Generator().manual_seed(3)).to(TORCH_DTYPES[dtype])
+    native, reference = NativeKernels(config, dtype), ReferenceKernels(config, dtype, "cpu")
+    assert lesser.name in native.name
+    tolerance = {"float32": 2e-5, "bfloat16": 0.06}[dtype]
+    for found, expected in (
+        [attention(kernels, layer, rows[:12], config) for kernels in (native, reference)],
+        [experts(kernels, layer, rows) for kernels in (native, reference)],
+    ):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+def test_no_bit_depends_on_cut_or_company_in_lesser_variants(lesser, folder, numbers):
+    model = Model(folder, *numbers)
+    assert lesser.name in model.drive().stages[0].numerics
+    assert torch.equal(model.drive(chunk=7, block=5).whole(PROMPT), model.alone)
+    assert torch.equal(model.drive(chunk=64).packed([PROMPT[:40], PROMPT], sizes=(3, 33))[1], model.alone)
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 101])

@@ -101,7 +101,7 @@ class Kernels(Protocol):
         """`attention` and `experts` of some blocks in a row, perhaps in place; `one_by_one` will do for any set."""
 
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
-        """Norm and output product of the rows with these numbers, or of all: float32 logits [M, V]."""
+        """Norm and output product of all rows [T, D], or of those with the numbers `asked_M`: float32 logits [M, V]."""
 
     def sample(
         self, logits_MV: Tensor, rows: SampledRows, position_M: Int32Array, sampleable_ids: int
@@ -128,7 +128,8 @@ def choose_kernels(
     `quantize` "int8" holds the weights of all products in 8 bits, which native kernels can do.
 
     Raises:
-        ValueError: there is no such set, it does not run on the device or not here, or the device is not there.
+        ValueError: there is no such set, it does not run on the device or not here, the device is not there, or the set
+            does not take the model's sizes.
     """
     kind = torch.device(device).type
     name = name or os.environ.get("TRAMONTANE_KERNELS") or None

@@ -13,7 +13,7 @@ What is tested where: the planning, with it every argument of the attention call
 plain stand-in for `varlen_attn`; the rest by tests marked `gpu`, on a machine that has one.
 
 Letters: T rows, S pieces, P places seen by all pieces one after another, D dim, H query heads, K KV heads, h head_dim,
-F ffn_dim, E experts, A experts a token.
+F ffn_dim, E experts, A experts a token, X some heads.
 """
 
 from __future__ import annotations
@@ -92,6 +92,9 @@ class CudaKernels(ReferenceKernels):
     """See the module's docstring. `attend` takes the place of `varlen_attn`, for any dtype.
 
     Embedding, head and storage are the reference's; layers and plans are its own, hence the overrides.
+
+    Raises:
+        ValueError: grouped products do not take a size of the experts.
     """
 
     def __init__(
@@ -107,10 +110,10 @@ class CudaKernels(ReferenceKernels):
             from torch.nn.attention.varlen import varlen_attn
 
             self._varlen = varlen_attn
-        self._grouped: dict[str, bool] = {}
+        self._gqa_options: dict[str, bool] = {}
         # Before torch 2.12 grouped heads need no asking for.
         if self._varlen is not None and "enable_gqa" in inspect.signature(self._varlen).parameters:
-            self._grouped = {"enable_gqa": config.kv_heads < config.heads}
+            self._gqa_options = {"enable_gqa": config.kv_heads < config.heads}
         self.name = f"cuda-{'plain' if self._varlen is None else 'varlen'}-{dtype}"
 
     def pack_layer(self, weights: LayerWeights) -> CudaLayer:  # type: ignore[override]
@@ -138,7 +141,9 @@ class CudaKernels(ReferenceKernels):
             w2=stacked([(matrix,) for matrix in weights.w2]),
         )
 
-    def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, CudaPlan]:  # type: ignore[override]
+    def plan(  # type: ignore[override]
+        self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]
+    ) -> dict[int, CudaPlan]:
         """Each class's pieces, and the rotations that all share."""
         cos_T1h, sin_T1h = self._rotations(microbatch)
         plans = {}
@@ -212,7 +217,7 @@ class CudaKernels(ReferenceKernels):
             pieces.most_keys,
             scale=self._config.head_dim**-0.5,
             window_size=(-1 if pieces.window is None else pieces.window - 1, 0),
-            **self._grouped,
+            **self._gqa_options,
         )
         return attended_THh
 

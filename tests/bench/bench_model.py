@@ -106,9 +106,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     options.number = options.quantize or options.dtype
     options.peers = {name: python for name, _, python in (peer.partition("=") for peer in options.peer)}
     options.workloads = options.workloads.split(",")
-    options.only = [name for name in options.only.split(",") if name] or (
-        [*ON_CUDA] if options.device == "cuda" else []
-    )
+    options.only = [name for name in options.only.split(",") if name]
     for option, given, known in (
         ("peer", options.peers, PEERS),
         ("workloads", options.workloads, "ABCD"),
@@ -116,8 +114,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     ):
         if unknown := [name for name in given if name not in known]:
             parser.error(f"--{option} {', '.join(unknown)}; known: {', '.join(known)}")
-    if options.device == "cuda" and (unable := [name for name in options.only if name not in ON_CUDA]):
-        parser.error(f"--device cuda, --only {', '.join(unable)}; on CUDA there are {', '.join(ON_CUDA)}")
+    if options.device == "cuda":
+        if options.kernels or options.growth or options.quantize:
+            parser.error("--device cuda takes no --kernels, --growth or --quantize")
+        options.only = options.only or list(ON_CUDA)
+        if unable := [name for name in options.only if name not in ON_CUDA]:
+            parser.error(f"--device cuda, --only {', '.join(unable)}; on CUDA there are {', '.join(ON_CUDA)}")
     return options
 
 

@@ -47,13 +47,16 @@ def others_busy_cpus() -> float:
 
 
 def best_s(job: Callable[[], object]) -> float:
-    """The shortest of some runs, after one to warm up; at least two, and no more once `BUDGET_S` is spent."""
+    """The shortest of some runs, after one to warm up; at least two, and no more once `BUDGET_S` is spent.
+
+    A GPU's work is waited for.
+    """
     job()
     times: list[float] = []
     while len(times) < 2 or (len(times) < REPEATS and sum(times) < BUDGET_S):
         begin = time.perf_counter()
         job()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return min(times)
@@ -63,7 +66,7 @@ def _product_rate(dtype: torch.dtype, device: str) -> float:
     rows, width = SHAPE[device]
     inputs = torch.randn(rows, width, device=device).to(dtype)
     weight = torch.randn(width, width, device=device).to(dtype)
-    return max(2 * rows * width * width / best_s(job) / 1e9 for job in _products(inputs, weight))
+    return max(_rate(job, device) for job in _products(inputs, weight))
 
 
 def _products(rows: torch.Tensor, weight: torch.Tensor) -> Iterator[Callable[[], torch.Tensor]]:
@@ -72,7 +75,7 @@ def _products(rows: torch.Tensor, weight: torch.Tensor) -> Iterator[Callable[[],
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
         torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
     except (AttributeError, RuntimeError):
-        return  # this torch or this CPU has no packed product of that dtype
+        return  # this torch or this device has no packed product of that dtype
     yield lambda: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
 
 
@@ -80,4 +83,9 @@ def _int8_rate() -> float:
     rows, width = SHAPE["cpu"]
     inputs = torch.randint(-127, 127, (rows, width), dtype=torch.int8)
     weight = torch.randint(-127, 127, (width, width), dtype=torch.int8)
-    return 2 * rows * width * width / best_s(lambda: torch._int_mm(inputs, weight)) / 1e9
+    return _rate(lambda: torch._int_mm(inputs, weight), "cpu")
+
+
+def _rate(job: Callable[[], object], device: str) -> float:
+    rows, width = SHAPE[device]
+    return 2 * rows * width * width / best_s(job) / 1e9

@@ -1,7 +1,7 @@
 """The native CPU kernel set: C++ over vectors, one call for all blocks of a step. `interface.h` is where the two meet.
 
     vectors.hpp    a vector of 8 or 16 floats
-    tiles.hpp      how weights lie, and the tile: the innermost loop of every product
+    tiles.hpp      how weights lie; the tile, the innermost loop of products; the step that attention shares
     products.hpp   products of some rows with a matrix, the norm
     cache.hpp      how keys and values lie
     attend.hpp     attention of some query rows
@@ -191,6 +191,8 @@ class NativeKernels:
         return NativePlan(struct, kept)
 
     def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:
+        # The library reads wherever an id points.
+        assert 0 <= tokens_T.min() <= tokens_T.max() < len(embedding), f"ids of a vocabulary of {len(embedding)}"
         return self._widen(embedding, np.ascontiguousarray(tokens_T, np.int32), len(tokens_T))
 
     def enter(self, rows_TD: Tensor) -> Tensor:
@@ -238,6 +240,7 @@ class NativeKernels:
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
         rows_TD = rows_TD.contiguous()
         numbers = None if asked_M is None else np.ascontiguousarray(asked_M, np.int32)
+        assert numbers is None or 0 <= numbers.min() <= numbers.max() < len(rows_TD), f"rows of {len(rows_TD)}"
         logits_MV = torch.empty(len(rows_TD if numbers is None else numbers), head.matrix.outputs)
         self._engine.call(
             "head",

@@ -2,12 +2,13 @@
 //
 // A query walks over its visible positions in tiles of TILE absolute positions and keeps the largest score, the sum and
 // the weighted values so far (online softmax; Milakov and Gimelshein, "Online normalizer calculation for softmax",
-// 2018). Every sum runs in the order of dimensions or positions, and a position out of sight is skipped rather than
-// weighted by zero: a row's bits depend on its own sequence only, and no NaN can come from places that it does not see.
+// 2018). The order of every sum is decided by absolute positions and dimensions alone, and a position out of sight adds
+// nothing, its value being left out or replaced by 0: a row's bits depend on its own sequence only, and no NaN can come
+// from places that it does not see.
 //
-// Keys and values are read where they lie, and multiplied as the words of a weight are: queries, and the weights e^score,
-// are a product's operands. So with the instructions for it both are bfloat16, as in Flash Attention (Dao et al., 2022);
-// the sum that the weights are divided by is of the rounded ones. The next block is fetched meanwhile.
+// Keys and values are read where they lie, and multiplied as a weight's words are: queries, and the weights e^score,
+// are a product's operands. With the instructions for it both are bfloat16, as in Flash Attention (Dao et al., 2022);
+// the sum that divides is of the rounded weights. What the next tile has is fetched meanwhile.
 #pragma once
 
 #include <limits>
@@ -23,11 +24,6 @@ constexpr int TILE = 64;
 /// How words of the cache are multiplied.
 template <class Value>
 using Cached = std::conditional_t<sizeof(Value) == sizeof(float), Float32, BFloat16>;
-
-/// Queries of one pass over a tile, and vectors of places or dimensions that N of them take at once: as a product's tile.
-constexpr int PASS_ROWS = ROWS;
-template <int N>
-constexpr int PASS_VECTORS = span_of(N);
 
 /// The query rows of one unit: `rows` positions of one piece times the `group` query heads of one KV head.
 struct Queries {
@@ -48,17 +44,17 @@ struct Workspace {
     static constexpr int STRIDE = TILE + WIDTH;
 
     int64_t head_dim, padded_dim;
-    Operand *queries, *weights;             // [queries, hd], [PASS_ROWS, STRIDE]
+    Operand *queries, *weights;             // [queries, hd], [ROWS, STRIDE]
     int32_t *first_visible, *last;          // visible positions of each query. [queries]
-    float *scores;                          // of the queries of one pass. [PASS_ROWS, STRIDE]
+    float *scores;                          // of the queries of one pass. [ROWS, STRIDE]
     float *most, *sums;                     // the largest score so far, and lanes that add up to the sum of weights.
                                             // [queries], [queries, WIDTH]
     float *weighted;                        // values weighted by e^(score - most). [queries, HD]
 
     Workspace(Arena& arena, int queries, int head_dim)
         : head_dim(head_dim), padded_dim(rounded_up(head_dim, WIDTH)), queries(arena.take<Operand>(queries * head_dim)),
-          weights(arena.take<Operand>(PASS_ROWS * STRIDE)), first_visible(arena.take<int32_t>(queries)),
-          last(arena.take<int32_t>(queries)), scores(arena.take<float>(PASS_ROWS * STRIDE)),
+          weights(arena.take<Operand>(ROWS * STRIDE)), first_visible(arena.take<int32_t>(queries)),
+          last(arena.take<int32_t>(queries)), scores(arena.take<float>(ROWS * STRIDE)),
           most(arena.take<float>(queries)), sums(arena.take<float>(queries * WIDTH)),
           weighted(arena.take<float>(queries * padded_dim)) {}
 
@@ -77,7 +73,7 @@ inline void fetch(const uint32_t* words, int64_t distance) {
         for (int word = 0; word < V * WIDTH; word += LINE) __builtin_prefetch(words + distance + word);
 }
 
-/// Products of N queries with the keys of V vectors of places. `keys` are words [HD / n][places], n numbers a word;
+/// Products of N queries with the keys of V vectors of places. `keys` are words [hd / n][places], n numbers a word;
 /// those that lie `ahead` words further on are fetched.
 template <class Value, int N, int V>
 inline void score(float* const (&to)[N], const typename Cached<Value>::Operand* const (&queries)[N],
@@ -107,8 +103,8 @@ struct Part {
     int64_t ahead;           // how many words further on those lie that the next tile has here; 0 where there is none
 };
 
-/// Add the values of the positions `seen` of some parts, weighted, to V vectors of N queries' sums. `weights` begin with
-/// the position `tile`. Values are words [places / n][stride], n places a word.
+/// Add the values of the positions `seen` of some parts, weighted, to V vectors of N queries' sums. `weights` begin
+/// with the position `tile`. Values are words [places / n][stride], n places a word.
 template <class Value, int N, int V>
 void weigh(float* const (&to)[N], const typename Cached<Value>::Operand* const (&weights)[N], int32_t tile,
            const Part* parts, int count, int64_t vector, int64_t stride, Range seen, bool fetches) {
@@ -119,6 +115,7 @@ void weigh(float* const (&to)[N], const typename Cached<Value>::Operand* const (
         for (int number = 0; number < V; ++number) sums[row][number] = load(to[row] + number * WIDTH);
     for (const Part* part = parts; part < parts + count; ++part) {
         const Range mine = part->range.within(seen);
+        if (mine.empty()) continue;
         const int begin = mine.low - part->start, end = mine.high - part->start;
         const typename Cached<Value>::Operand* of_place[N];
         for (int row = 0; row < N; ++row) of_place[row] = weights[row] + part->start - tile;
@@ -171,13 +168,16 @@ public:
         }
         std::memset(space.weighted, 0, count * space.padded_dim * sizeof(float));
         // What a word reads beside the tile is weighted by 0.
-        for (int row = 0; row < PASS_ROWS; ++row) set(space.weights_of(row)[-1], 0), set(space.weights_of(row)[TILE], 0);
+        for (int row = 0; row < ROWS; ++row) {
+            set(space.weights_of(row)[-1], 0);
+            set(space.weights_of(row)[TILE], 0);
+        }
         Part parts[TILE];
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
             const int found = find_parts(queries, range, end - 1, parts);
             // A pass at a time, so that scores and weights stay in the first cache, as the tile does between passes.
-            by_tiles<PASS_ROWS>(count, [&](int first, auto rows) {
+            by_tiles<ROWS>(count, [&](int first, auto rows) {
                 constexpr int N = decltype(rows)::value;
                 for (const Part* part = parts; part < parts + found; ++part) score_pass<N>(space, first, tile, *part);
                 for (int row = 0; row < N; ++row) soften(space, first + row, row, tile);
@@ -200,11 +200,12 @@ private:
         int count = 0;
         for (int32_t low = range.low; low < range.high; low = parts[count++].range.high) {
             const int32_t start = low / size * size, block = pieces_.block_of(queries.piece, low);
-            // A block sooner would be too late: its keys are wanted at once.
+            // The next block would be too late to ask for, since its keys are wanted at once: the next tile's is.
             const int64_t next = pieces_.block_of(queries.piece, std::min(low + TILE, last));
             const Value* keys = layout_.keys(cache_, block, queries.kv_head);
+            const Value* values = layout_.values(cache_, block, queries.kv_head);
             parts[count] = {{low, std::min(range.high, start + size)}, start, reinterpret_cast<const uint32_t*>(keys),
-                            reinterpret_cast<const uint32_t*>(keys + layout_.all_keys),
+                            reinterpret_cast<const uint32_t*>(values),
                             (next - block) * layout_.block / PER_WORD<Value>};
         }
         return count;
@@ -217,7 +218,7 @@ private:
         const int vectors = (part.range.high - part.range.low + WIDTH - 1) / WIDTH;
         const Operand* queries[N];
         for (int row = 0; row < N; ++row) queries[row] = space.query(first + row);
-        by_vectors<PASS_VECTORS<N>>(vectors, [&](int vector, auto several) {
+        by_vectors<span_of(N)>(vectors, [&](int vector, auto several) {
             const int place = part.range.low - part.start + vector * WIDTH;
             float* scores[N];
             for (int row = 0; row < N; ++row) scores[row] = space.scores_of(row) + part.start - tile + place;
@@ -233,7 +234,7 @@ private:
             constexpr int M = decltype(several)::value;
             const Operand* weights[M];
             for (int row = 0; row < M; ++row) weights[row] = space.weights_of(query - first + row);
-            by_vectors<PASS_VECTORS<M>>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
+            by_vectors<span_of(M)>(int(layout_.padded_dim / WIDTH), [&](int vector, auto vectors) {
                 float* sums[M];
                 for (int row = 0; row < M; ++row) sums[row] = space.weighted_of(query + row) + vector * WIDTH;
                 weigh<Value, M, decltype(vectors)::value>(sums, weights, tile, parts, count, vector * WIDTH,
@@ -243,8 +244,8 @@ private:
     }
 
     /// body(first query, how many, positions) for what N queries see of a range: what all of them do together, and what
-    /// only some do, before and after that, one by one. A query's positions come in order, and no word of values is cut:
-    /// the two products of a word make other bits one after the other.
+    /// only some do, before and after that, one by one. A query's positions come in order, and no word of values is
+    /// cut: the two products of a word make other bits one after the other.
     template <int N, class Body>
     void by_sight(const Workspace<Value>& space, int query, Range range, Body&& body) const {
         const auto seen_by = [&](int row) {
@@ -268,8 +269,8 @@ private:
     /// Which place of a word of values a position has.
     int32_t in_word(int32_t position) const { return position % pieces_.plan.block % PER_WORD<Value>; }
 
-    /// Turn a query's scores of a tile, those of `row`, into weights e^(score - most); what it does not see is too small
-    /// for the sum, and left out when values are weighed.
+    /// Turn a query's scores of a tile, those of `row`, into weights e^(score - most); what it does not see is too
+    /// small for the sum, and left out when values are weighed.
     void soften(const Workspace<Value>& space, int query, int row, int32_t tile) const {
         const int32_t low = space.first_visible[query] - tile, high = space.last[query] + 1 - tile;
         if (low >= TILE || high <= 0) return;

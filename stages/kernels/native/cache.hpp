@@ -32,7 +32,9 @@ struct CacheLayout {
     template <class Value>
     Value* keys(Value* cache, int64_t block_id, int kv_head) const { return cache + block_id * block + kv_head * head; }
     template <class Value>
-    Value* values(Value* cache, int64_t block_id, int kv_head) const { return keys(cache, block_id, kv_head) + all_keys; }
+    Value* values(Value* cache, int64_t block_id, int kv_head) const {
+        return keys(cache, block_id, kv_head) + all_keys;
+    }
 };
 
 /// The rings of a plan's pieces.

@@ -84,8 +84,9 @@ struct ExpertsMemory {
           outputs(arena.take<Value>(pairs.count() * outputs_stride)) {}
 };
 
-/// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of the grouped pairs,
-/// null where that is the operands' own; `finish(place of the pair in that order, panel, values)` takes the results.
+/// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of the grouped
+/// pairs, null where that is the operands' own; `finish(place of the pair in that order, panel, values)` takes the
+/// results.
 template <class Weights, class Finish>
 void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, const Operands<Weights>& operands,
                        const int32_t* inputs, Finish&& finish) {
@@ -117,12 +118,13 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
 }
 
 /// Choose the experts of some rows, whose gate operands are there.
-template <class Value, class Weights>
+template <class Weights, class Value>
 void route(const Layer& layer, const ExpertsMemory<Weights, Value>& memory, const Rows& rows) {
     const Pairs& pairs = memory.pairs;
     const int64_t stride = rounded_up(pairs.experts, COLUMNS);
-    if (!layer.gate.panels) std::fill_n(memory.gates + rows[0] * stride, rows.count * stride, 0.0f);  // one expert for all
-    for (int panel = 0; layer.gate.panels && panel < panels_of(layer.gate); ++panel)
+    // A dense model has no gate: its one expert is chosen for all.
+    if (!layer.gate.panels) std::fill_n(memory.gates + rows[0] * stride, rows.count * stride, 0.0f);
+    for (int panel = 0; panel < panels_of(layer.gate); ++panel)
         panel_product<Float32>(layer.gate, panel, memory.gate_operands, rows, nullptr,
                                [&](int index, const Floats(&values)[VECTORS]) {
                                    float* gates = memory.gates + rows[index] * stride + panel * COLUMNS;
@@ -133,8 +135,8 @@ void route(const Layer& layer, const ExpertsMemory<Weights, Value>& memory, cons
 }
 
 template <class Weights, class Value>
-void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, const ExpertsMemory<Weights, Value>& memory,
-             const float* from, float* to) {
+void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
+             const ExpertsMemory<Weights, Value>& memory, const float* from, float* to) {
     const int32_t dim = shape.dim;
     const Pairs& pairs = memory.pairs;
     // Some rows at once, since the gate's product of one would wait for its own sums; but work for every thread.
@@ -148,7 +150,7 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows, c
                 norm<Value>(normed, from + int64_t(mine[index]) * dim, layer.ffn_norm, dim, shape.norm_eps);
                 memory.normed.prepare(mine[index], normed);
             }
-            route<Value>(layer, memory, mine);
+            route(layer, memory, mine);
         },
         [&] { pairs.group(); });
     product_by_expert(team, layer.gate_up, pairs, memory.normed, pairs.row,

@@ -1,4 +1,4 @@
-// What Python sees: plain structs and functions, called through ctypes. `__init__.py` mirrors the structs.
+// What Python sees: plain structs and functions, called through ctypes. `interface.py` mirrors the structs.
 //
 // Letters: T rows, S pieces, D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E experts, V vocabulary.
 #pragma once
@@ -101,7 +101,8 @@ void tramontane_experts(Engine* engine, int32_t threads, const Shape* shape, con
 void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, const Block* blocks, int32_t count,
                        const float* from, float* to);
 
-// Rows [T, D] as float32, from and to the model's dtype: row i is number `numbers[i]` of `from`, or i where that is null.
+// Rows [T, D] as float32, from and to the model's dtype: row i is number `numbers[i]` of `from`, or i where that is
+// null.
 void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, const int32_t* numbers,
                       int32_t rows, int32_t dim, float* to);
 void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to);

@@ -8,11 +8,12 @@
 
 namespace tramontane {
 
-/// Rows of one unit of work. Their sums, UNIT_ROWS x COLUMNS, stay in the second cache.
-constexpr int UNIT_ROWS = 192;
+/// Rows of one unit of work at most: a multiple of ROWS, as `Rows::unit` rounds up to one. Their sums, UNIT_ROWS x
+/// COLUMNS, stay in the second cache.
+constexpr int UNIT_ROWS = 192 / ROWS * ROWS;
 
-/// Words that a single pass fetches ahead.
-constexpr int AHEAD = 16;
+/// Up to so many rows stream a panel from memory in one pass, and words that they fetch ahead.
+constexpr int STREAM_ROWS = 2, AHEAD = 16;
 
 inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 1) / COLUMNS; }
 
@@ -41,8 +42,10 @@ struct Operands {
         Weights::prepare(operand, scales[row], from, inputs);
     }
 
-    /// Some inputs of a row, with zeros behind the last.
-    void put(int64_t row, int64_t input, Floats some) const requires BY_PARTS { store(values + row * stride + input, some); }
+    /// A vector of a row's inputs, of the model's dtype already; those behind the last are 0.
+    void put(int64_t row, int64_t input, Floats some) const requires BY_PARTS {
+        store(values + row * stride + input, some);
+    }
 };
 
 /// Some rows among operands: those of `numbers`, or from `first` on.
@@ -99,7 +102,7 @@ void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, c
 }
 
 /// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
-/// `next` is where the panel begins that this thread is likely to work on next.
+/// `next` is where the panel begins that this thread is likely to work on next; null where none is known.
 template <class Weights, class Finish>
 void panel_product(const Matrix& matrix, int number, const Operands<Weights>& operands, const Rows& rows,
                    const uint32_t* next, Finish&& finish) {
@@ -108,7 +111,7 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
     std::memset(sums, 0, rows.count * sizeof sums[0]);
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
-    if (rows.count <= 2) {
+    if (rows.count <= STREAM_ROWS) {
         // One pass, from memory: what it needs next comes AHEAD of what it has, and then the next panel's beginning.
         const int64_t ahead = std::min<int64_t>(words, AHEAD), most = words - ahead;
         const uint32_t* last = panel.words + most * COLUMNS;

@@ -68,8 +68,8 @@ public:
 
     /// The unit that this thread, at work on `unit` of so many, probably takes next.
     int likely_next(int unit, int units) const {
-        const int next = unit + 1 < end_ ? unit + 1 : int(Progress::unit_of(progress_.claims.load(std::memory_order_relaxed)));
-        return std::min(next, units - 1);
+        if (unit + 1 < end_) return unit + 1;
+        return std::min(int(Progress::unit_of(progress_.claims.load(std::memory_order_relaxed))), units - 1);
     }
 
     /// work(0) .. work(count - 1), each by one thread; afterwards all have been done. `then` runs once, after the last.

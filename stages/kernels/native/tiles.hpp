@@ -1,4 +1,4 @@
-// Panels of weights, and the tile: the innermost loop of every product.
+// Panels of weights, and the tile: the innermost loop of every product. Attention shares its `step`.
 //
 // A matrix [outputs, inputs] lies in panels of COLUMNS outputs. Within a panel the inputs follow one another in words
 // of 4 bytes: a word holds 1 float32, 2 bfloat16 or 4 int8 inputs of one output.
@@ -15,7 +15,6 @@
 // inputs in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on their number.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "interface.h"
@@ -32,10 +31,10 @@ constexpr int ROWS = 6;
 constexpr int ROWS = 5;
 #endif
 
-/// Vectors of a panel that a tile of so many rows takes at once. Each row and vector has a sum, and a register is needed
-/// for each vector of weights, for an input and for a constant: AVX512 has 32 registers, and takes a panel whole; AVX2
-/// has 16, so that more rows than 2 take it half after half. (3 rows and whole panels had to fetch weights from memory
-/// and widen them anew for every 3 rows: 62 against 83 GFLOP/s in bfloat16, where the CPU's peak was 88.)
+/// Vectors of a panel that a tile of so many rows takes at once. Each row and vector has a sum, and a register is
+/// needed for each vector of weights, for an input and for a constant: AVX512 has 32 registers and takes a panel whole;
+/// AVX2 has 16, so that more rows than 2 take it half after half. (3 rows and whole panels had to fetch weights from
+/// memory and widen them anew for every 3 rows: 62 against 83 GFLOP/s in bfloat16, where the CPU's peak was 88.)
 constexpr int span_of([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
     return VECTORS;
@@ -125,7 +124,7 @@ struct BFloat16 {
         for (int number = 0; number < 2; ++number) {
             Floats weights[SPAN];
             for (int vector = 0; vector < SPAN; ++vector)
-                weights[vector] = number_of<bfloat16>(load_bits<Words>(words + vector * WIDTH), number);
+                weights[vector] = number_of(load_bits<Words>(words + vector * WIDTH), number);
             for (int row = 0; row < N; ++row)
                 for (int vector = 0; vector < SPAN; ++vector)
                     sums[row][vector] = fma(all(rows[row][2 * word + number]), weights[vector], sums[row][vector]);
@@ -222,7 +221,8 @@ inline void tile(typename Weights::Sums* sums, const uint32_t* words,
     for (int row = 0; row < N; ++row) std::memcpy(local[row], sums + row * VECTORS, sizeof local[row]);
     for (int64_t word = 0; word < count; ++word, words += COLUMNS) {
         __builtin_prefetch(fetch.place);
-        // A word of a whole panel is two lines long. Half of one is read with gaps, which the CPU does not foresee.
+        // A single pass goes on by a word of a panel, two lines or with AVX512 four: two of them keep the CPU's own
+        // fetching going. Half of a panel is read with gaps, which the CPU does not foresee.
         __builtin_prefetch(SPAN == VECTORS ? fetch.place + 64 : reinterpret_cast<const char*>(words + 8 * COLUMNS));
         fetch.place += fetch.step;
         Weights::step(local, words, rows, word);

@@ -96,19 +96,13 @@ inline void store(bfloat16* to, Floats values) {
     std::memcpy(to, &upper, sizeof upper);
 }
 
-/// The two bfloat16 of each word as float32: the first lies in its lower half.
-inline Floats first_of(Words words) { return same_bits<Floats>(words << 16); }
-inline Floats second_of(Words words) { return same_bits<Floats>(words & 0xffff0000u); }
-
 /// Numbers of a type in a word of 4 bytes.
 template <class Value>
 constexpr int PER_WORD = 4 / sizeof(Value);
 
-/// Number 0 or 1 of each word.
-template <class Value>
+/// The bfloat16 0 or 1 of each word as float32: number 0 lies in the lower half.
 inline Floats number_of(Words words, int number) {
-    if constexpr (sizeof(Value) == sizeof(float)) return same_bits<Floats>(words);
-    return number ? second_of(words) : first_of(words);
+    return same_bits<Floats>(number ? words & 0xffff0000u : words << 16);
 }
 
 /// a * b + c, rounded once.
