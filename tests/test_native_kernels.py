@@ -105,18 +105,20 @@ def test_nan_reaches_those_that_see_it_and_no_others(model):
     assert torch.equal(kept, model.alone[50:59])
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_nan_of_a_row_reaches_those_that_see_it_and_no_others(quantize):
-    """Within one chunk, where rows that see it and rows that do not are computed in one tile."""
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+@pytest.mark.parametrize("broken", [8, 9])
+def test_nan_of_a_row_reaches_those_that_see_it_and_no_others(numbers, broken):
+    """Within one chunk, where rows that see it and rows that do not are computed in one tile, and share a word."""
+    dtype, quantize = numbers
     config = replace(EXAMPLE, windows=(5,))
-    layer, rows = random_layer(config), torch.randn(20, config.dim, generator=torch.Generator().manual_seed(3))
-    kernels = NativeKernels(config, "float32", quantize)
+    layer, rows = random_layer(config, dtype), torch.randn(20, config.dim, generator=torch.Generator().manual_seed(3))
+    kernels, rows = NativeKernels(config, dtype, quantize), rows.to(TORCH_DTYPES[dtype])
     sound = attention(kernels, layer, rows, config, [1], [20])
-    rows[9] = float("nan")
+    rows[broken] = float("nan")
     found = attention(kernels, layer, rows, config, [1], [20])
-    assert found.isnan().all(-1).nonzero().flatten().tolist() == list(range(9, 14))
-    assert torch.equal(found[:9], sound[:9])
-    assert torch.equal(found[14:], sound[14:])
+    assert found.isnan().all(-1).nonzero().flatten().tolist() == list(range(broken, broken + 5))
+    assert torch.equal(found[:broken], sound[:broken])
+    assert torch.equal(found[broken + 5 :], sound[broken + 5 :])
 
 
 def test_one_call_for_all_blocks_gives_the_bits_of_one_a_half(model, monkeypatch):
