@@ -105,6 +105,26 @@ def test_nan_reaches_those_that_see_it_and_no_others(model):
     assert torch.equal(kept, model.alone[50:59])
 
 
+@torch.inference_mode()
+def test_no_bit_depends_on_the_cut_among_millions():
+    """Rows differ by one rounding in a million where the two products of a word of values are not added together."""
+    config = replace(EXAMPLE, dim=64, heads=8, kv_heads=4, head_dim=256, windows=(None,), context=4096)
+    kernels = NativeKernels(config, "bfloat16")
+    layer = kernels.pack_layer(random_layer(config, "bfloat16"))
+    rows = kernels.enter(torch.randn(3000, config.dim, generator=torch.Generator().manual_seed(3)).bfloat16())
+    layout = make_layout(config, chunk=len(rows), block=32)
+
+    def after_attention(chunk):
+        storage, found = kernels.allocate(layout.pool_blocks[0], layout.block, 1), []
+        for first in range(0, len(rows), chunk):
+            some = rows[first : first + chunk]
+            plan = kernels.plan(microbatch(layout, [first], [len(some)]), layout, [0])[0]
+            found.append(kernels.attention(layer, some, plan, storage, 0))
+        return torch.cat(found)
+
+    assert torch.equal(after_attention(101), after_attention(len(rows)))
+
+
 @pytest.mark.parametrize("numbers", NUMBERS, ids=str)
 @pytest.mark.parametrize("broken", [8, 9])
 def test_nan_of_a_row_reaches_those_that_see_it_and_no_others(numbers, broken):
