@@ -39,5 +39,5 @@ protos: install ## Generate the gRPC stubs again
 	$(BIN)/python -m grpc_tools.protoc -Itramontane/protos=protos --python_out=. --pyi_out=. --grpc_python_out=. \
 		tramontane/protos/serving.proto
 
-clean: ## Remove the environment and all caches
+clean: ## Remove the environment and the caches in this folder
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

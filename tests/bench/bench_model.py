@@ -37,6 +37,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
+
 from bench import kernel_bench, report, synthetic, workloads
 from bench.ceilings import measure_ceilings, others_busy_cpus
 from bench.contestants import NAMES, PEERS, Contestant, Failed, Job, known_contestants
@@ -115,6 +117,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         if unknown := [name for name in given if name not in known]:
             parser.error(f"--{option} {', '.join(unknown)}; known: {', '.join(known)}")
     if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda, and this process sees no CUDA device")
         if options.kernels or options.growth or options.quantize:
             parser.error("--device cuda takes no --kernels, --growth or --quantize")
         options.only = options.only or list(ON_CUDA)
