@@ -265,6 +265,16 @@ def test_a_missing_device_is_named():
         choose_kernels(EXAMPLE, dtype="float32", device="cuda")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_agrees_with_the_reference(config, dtype):
+    layer, rows = random_layer(config, dtype), torch.randn(12, config.dim).to(TORCH_DTYPES[dtype])
+    found = attention(CudaKernels(config, dtype, "cuda"), layer, rows, config)
+    expected = attention(ReferenceKernels(config, dtype, "cpu"), layer, rows, config)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 if dtype == "bfloat16" else 1e-3)
+
+
 def test_sizes_that_grouped_products_do_not_take_are_named():
     with pytest.raises(ValueError, match="intermediate_size is 28; on CUDA, experts in bfloat16 take multiples of 8"):
         CudaKernels(replace(EXAMPLE, ffn_dim=28), "bfloat16", "cpu", attend=plain_varlen)

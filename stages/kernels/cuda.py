@@ -155,10 +155,7 @@ class CudaKernels(ReferenceKernels):
         return plans
 
     def _rotations(self, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-        half = self._config.head_dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self._device) * 2 / self._config.head_dim
-        position_T1 = self._index(microbatch.position).float()[:, None]
-        angle_T1h = (position_T1 * (1.0 / self._config.rope_theta**exponent))[:, None]
+        angle_T1h = self._angles(self._index(microbatch.position))
         cos, sin = angle_T1h.cos(), angle_T1h.sin()
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

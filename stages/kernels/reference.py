@@ -159,12 +159,16 @@ class ReferenceKernels:
 
     def _rope(self, heads_TXh: Tensor, position_T: Tensor) -> Tensor:
         """Turn the pairs (i, i + h/2) by position x theta^(-2i/h)."""
-        half = self._config.head_dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self._device) * 2 / self._config.head_dim
-        angle_T1h = (position_T.float()[:, None] * (1.0 / self._config.rope_theta**exponent))[:, None]
-        first, second = heads_TXh.float().split(half, dim=-1)
+        first, second = heads_TXh.float().chunk(2, dim=-1)
+        angle_T1h = self._angles(position_T)
         cos, sin = angle_T1h.cos(), angle_T1h.sin()
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(self._dtype)
+
+    def _angles(self, position_T: Tensor) -> Tensor:
+        """Of each row's pairs, for all heads; float32. [T, 1, h / 2]"""
+        half = self._config.head_dim // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=self._device) * 2 / self._config.head_dim
+        return (position_T.float()[:, None] * (1.0 / self._config.rope_theta**exponent))[:, None]
 
     def _norm(self, rows_TD: Tensor, weight_D: Tensor) -> Tensor:
         wide_TD = rows_TD.float()

@@ -146,6 +146,7 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
         [&](int unit) {
             const Rows mine{nullptr, unit * some, std::min(some, rows - unit * some)};
             for (int index = 0; index < mine.count; ++index) {
+                // The gate's operands are the float32 values themselves: the norm writes them in place.
                 float* normed = memory.gate_operands.values + mine[index] * memory.gate_operands.stride;
                 norm<Value>(normed, from + int64_t(mine[index]) * dim, layer.ffn_norm, dim, shape.norm_eps);
                 memory.normed.prepare(mine[index], normed);

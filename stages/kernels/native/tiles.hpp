@@ -78,6 +78,19 @@ constexpr int FEW_ROWS = 16, FEW_DEPTH = 64;
 constexpr int FEW_ROWS = 0, FEW_DEPTH = DEPTH;
 #endif
 
+/// A step of weights that multiply a word's inputs all at once.
+template <class Weights, int N, int SPAN>
+void step_by_words(typename Weights::Sums (&sums)[N][SPAN], const uint32_t* words,
+                   const typename Weights::Operand* const (&rows)[N], int64_t word) {
+    Words weights[SPAN];
+    for (int vector = 0; vector < SPAN; ++vector) weights[vector] = load_bits<Words>(words + vector * WIDTH);
+    for (int row = 0; row < N; ++row) {
+        const Words inputs = Words{} + load_bits<uint32_t>(rows[row] + Weights::PER_WORD * word);
+        for (int vector = 0; vector < SPAN; ++vector)
+            sums[row][vector] = Weights::add_products(sums[row][vector], inputs, weights[vector]);
+    }
+}
+
 struct Float32 {
     static constexpr int KIND = WEIGHTS_FLOAT32, PER_WORD = 1;
     using Operand = float;
@@ -104,16 +117,13 @@ struct BFloat16 {
     // One instruction multiplies both inputs of a word and adds them.
     using Operand = bfloat16;
 
+    static Floats add_products(Floats sums, Words inputs, Words weights) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sums, same_bits<__m512bh>(inputs), same_bits<__m512bh>(weights));
+    }
+
     template <int N, int SPAN>
     static void step(Sums (&sums)[N][SPAN], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
-        __m512bh weights[SPAN];
-        for (int vector = 0; vector < SPAN; ++vector) weights[vector] = load_bits<__m512bh>(words + vector * WIDTH);
-        for (int row = 0; row < N; ++row) {
-            const Words inputs = Words{} + load_bits<uint32_t>(rows[row] + 2 * word);
-            for (int vector = 0; vector < SPAN; ++vector)
-                sums[row][vector] = (Floats)_mm512_dpbf16_ps((__m512)sums[row][vector],
-                                                             same_bits<__m512bh>(inputs), weights[vector]);
-        }
+        step_by_words<BFloat16>(sums, words, rows, word);
     }
 #else
     // A bfloat16 is the upper half of a float32: the two inputs of a word are widened one after the other.
@@ -133,9 +143,9 @@ struct BFloat16 {
 #endif
 
     static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
-        int64_t input = 0;
-        for (; input + WIDTH <= inputs; input += WIDTH) store(operand + input, rounded_to_bfloat16(load(row + input)));
-        for (; input < inputs; ++input) set(operand[input], to_float(to_bfloat16(row[input])));
+        // Operands have room for whole vectors, which end with zeros.
+        for (int64_t input = 0; input < inputs; input += WIDTH)
+            store(operand + input, rounded_to_bfloat16(load_within(row, input, inputs)));
     }
 };
 
@@ -165,13 +175,7 @@ struct Int8 {
 
     template <int N, int SPAN>
     static void step(Sums (&sums)[N][SPAN], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
-        Words weights[SPAN];
-        for (int vector = 0; vector < SPAN; ++vector) weights[vector] = load_bits<Words>(words + vector * WIDTH);
-        for (int row = 0; row < N; ++row) {
-            const Words inputs = Words{} + load_bits<uint32_t>(rows[row] + 4 * word);
-            for (int vector = 0; vector < SPAN; ++vector)
-                sums[row][vector] = add_products(sums[row][vector], inputs, weights[vector]);
-        }
+        step_by_words<Int8>(sums, words, rows, word);
     }
 
     /// The scale of some numbers whose largest is `most`: NaN and infinity go through, so that they come out again.
