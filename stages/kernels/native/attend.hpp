@@ -152,7 +152,8 @@ public:
         : shape_(shape), pieces_(pieces), layout_(layout), cache_(cache), qkv_(qkv), qkv_stride_(qkv_stride),
           attended_(attended), attended_stride_(attended_stride), scale_(1.0f / std::sqrt(float(shape.head_dim))) {}
 
-    void operator()(const Queries& queries, const Workspace<Value>& space) const {
+    /// `next` is what this thread is likely to work on next: its first tile is fetched with the last of these.
+    void operator()(const Queries& queries, const Queries& next, const Workspace<Value>& space) const {
         const int count = queries.count();
         int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
         for (int query = 0; query < count; ++query) {
@@ -175,7 +176,9 @@ public:
         Part parts[TILE];
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
-            const int found = find_parts(queries, range, end - 1, parts);
+            const bool last = tile + TILE >= end;
+            const Range coming = last ? seen_by(next) : Range{tile + TILE, end};
+            const int found = find_parts(queries, range, last ? next : queries, coming, parts);
             // A pass at a time, so that scores and weights stay in the first cache, as the tile does between passes.
             by_tiles<ROWS>(count, [&](int first, auto rows) {
                 constexpr int N = decltype(rows)::value;
@@ -194,19 +197,26 @@ public:
 private:
     using Operand = typename Cached<Value>::Operand;
 
-    /// The parts of a range within a tile, and how many there are. `last` is the last position that any query sees.
-    int find_parts(const Queries& queries, Range range, int32_t last, Part* parts) const {
-        const int32_t size = pieces_.plan.block;
+    /// The positions that any of the queries sees.
+    Range seen_by(const Queries& queries) const {
+        const int32_t position = pieces_.position_of(queries.first_row, queries.piece);
+        return {pieces_.first_visible(position), position + queries.rows};
+    }
+
+    /// The parts of a range within a tile, and how many there are. Next come the positions `coming` of `next`.
+    int find_parts(const Queries& queries, Range range, const Queries& next, Range coming, Part* parts) const {
+        const int32_t size = pieces_.plan.block, coming_tile = coming.low / TILE * TILE;
         int count = 0;
         for (int32_t low = range.low; low < range.high; low = parts[count++].range.high) {
             const int32_t start = low / size * size, block = pieces_.block_of(queries.piece, low);
             // The next block would be too late to ask for, since its keys are wanted at once: the next tile's is.
-            const int64_t next = pieces_.block_of(queries.piece, std::min(low + TILE, last));
+            const int32_t position = std::clamp(coming_tile + low % TILE, coming.low, coming.high - 1);
+            const int32_t then = pieces_.block_of(next.piece, position);
             const Value* keys = layout_.keys(cache_, block, queries.kv_head);
             const Value* values = layout_.values(cache_, block, queries.kv_head);
             parts[count] = {{low, std::min(range.high, start + size)}, start, reinterpret_cast<const uint32_t*>(keys),
                             reinterpret_cast<const uint32_t*>(values),
-                            (next - block) * layout_.block / PER_WORD<Value>};
+                            (layout_.keys(cache_, then, next.kv_head) - keys) / PER_WORD<Value>};
         }
         return count;
     }

@@ -123,11 +123,13 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Va
                                   memory.width);
     // A prompt's later rows see more positions and take longer: they begin, so that the end is even.
     const int units = step.units.count * shape.kv_heads;
-    team.share(units, [&](int unit) {
+    const auto queries_of = [&](int unit) {
         const int reversed = units - 1 - unit, number = reversed / shape.kv_heads;
-        attend({step.units.piece[number], reversed % shape.kv_heads, step.units.group, step.units.first_row[number],
-                step.units.rows[number]},
-               step.units.spaces[team.member()]);
+        return Queries{step.units.piece[number], reversed % shape.kv_heads, step.units.group,
+                       step.units.first_row[number], step.units.rows[number]};
+    };
+    team.share(units, [&](int unit) {
+        attend(queries_of(unit), queries_of(team.likely_next(unit, units)), step.units.spaces[team.member()]);
     });
     team.share(rows, [&](int row) { memory.attended_operands.prepare(row, memory.attended + row * memory.width); });
     product(team, layer.o, memory.attended_operands, rows,

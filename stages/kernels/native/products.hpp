@@ -12,8 +12,8 @@ namespace tramontane {
 /// COLUMNS, stay in the second cache.
 constexpr int UNIT_ROWS = 192 / ROWS * ROWS;
 
-/// Up to so many rows stream a panel from memory in one pass, and words that they fetch ahead.
-constexpr int STREAM_ROWS = 2, AHEAD = 16;
+/// Words that a single tile fetches ahead of what it computes: what memory delivers in its time to answer.
+constexpr int AHEAD = 48;
 
 inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 1) / COLUMNS; }
 
@@ -85,19 +85,39 @@ struct Panel {
     }
 };
 
+/// A panel's products with so few rows that one tile takes it whole: it is read from memory once, every line of it
+/// AHEAD of its use, and at the end the next panel's beginning.
+template <class Weights, int N>
+void stream_panel(typename Weights::Sums (*sums)[VECTORS], const uint32_t* panel, int64_t words, const auto& operands,
+                  const Rows& rows, const uint32_t* next) {
+    const int64_t ahead = std::min<int64_t>(words, AHEAD), most = words - ahead;
+    const typename Weights::Operand *begin[N], *end[N];
+    for (int row = 0; row < N; ++row) {
+        begin[row] = operands.values + rows[row] * operands.stride;
+        end[row] = begin[row] + most * Weights::PER_WORD;
+    }
+    const auto work = [&](const uint32_t* from, const auto& inputs, int64_t count, const uint32_t* coming) {
+        tile<Weights, N, VECTORS, WORD_BYTES / LINE>(*sums, from, inputs, count,
+                                                     {reinterpret_cast<const char*>(coming), WORD_BYTES});
+    };
+    work(panel, begin, most, panel + ahead * COLUMNS);
+    work(panel + most * COLUMNS, end, ahead, next);
+}
+
 /// Add the products of a panel's next `count` words with the rows' inputs from `input` on to all rows' sums. Meanwhile
 /// fetch `coming` words from `next` on: every tile its share of them, so that memory is read as long as rows compute.
 template <class Weights>
 void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, const auto& operands, const Rows& rows,
                int64_t input, int64_t count, const uint32_t* next, int64_t coming) {
-    const int64_t passes = (rows.count + ROWS - 1) / ROWS * (VECTORS / span_of(std::min(rows.count, ROWS)));
-    Fetch fetch{reinterpret_cast<const char*>(next), (coming * COLUMNS * 4 + passes * count - 1) / (passes * count)};
+    const int64_t passes = (rows.count + ROWS - 1) / ROWS * (VECTORS / span_of(ROWS));
+    Fetch fetch{reinterpret_cast<const char*>(next), (coming * WORD_BYTES + passes * count - 1) / (passes * count)};
     by_tiles<ROWS>(rows.count, [&](int first, auto tile_rows) {
-        constexpr int N = decltype(tile_rows)::value, SPAN = span_of(N);
+        // Two passes or more share what comes.
+        constexpr int N = decltype(tile_rows)::value, SPAN = span_of(N), LINES = WORD_BYTES / LINE / 2;
         const typename Weights::Operand* inputs[N];
         for (int row = 0; row < N; ++row) inputs[row] = operands.values + rows[first + row] * operands.stride + input;
         for (int vector = 0; vector < VECTORS; vector += SPAN, fetch.place += fetch.step * count)
-            tile<Weights, N, SPAN>(sums[first] + vector, words + vector * WIDTH, inputs, count, fetch);
+            tile<Weights, N, SPAN, LINES>(sums[first] + vector, words + vector * WIDTH, inputs, count, fetch);
     });
 }
 
@@ -111,15 +131,12 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
     std::memset(sums, 0, rows.count * sizeof sums[0]);
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
-    if (rows.count <= STREAM_ROWS) {
-        // One pass, from memory: what it needs next comes AHEAD of what it has, and then the next panel's beginning.
-        const int64_t ahead = std::min<int64_t>(words, AHEAD), most = words - ahead;
-        const uint32_t* last = panel.words + most * COLUMNS;
-        if (most)
-            add_words<Weights>(sums, panel.words, operands, rows, 0, most, panel.words + ahead * COLUMNS, most);
-        add_words<Weights>(sums, last, operands, rows, most * Weights::PER_WORD, ahead, next, ahead);
+    if (rows.count <= WHOLE_ROWS) {
+        with_constant<WHOLE_ROWS>(rows.count, [&](auto tile_rows) {
+            stream_panel<Weights, decltype(tile_rows)::value>(sums, panel.words, words, operands, rows, next);
+        });
     } else {
-        const int64_t depth = rows.count > ROWS && rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
+        const int64_t depth = rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
         for (int64_t word = 0; word < words; word += depth) {
             const uint32_t* some = panel.words + word * COLUMNS;
             const int64_t count = std::min(words - word, depth), after = words - word - count;

@@ -31,17 +31,18 @@ constexpr int ROWS = 6;
 constexpr int ROWS = 5;
 #endif
 
-/// Vectors of a panel that a tile of so many rows takes at once. Each row and vector has a sum, and a register is
-/// needed for each vector of weights, for an input and for a constant: AVX512 has 32 registers and takes a panel whole;
-/// AVX2 has 16, so that more rows than 2 take it half after half. (3 rows and whole panels had to fetch weights from
-/// memory and widen them anew for every 3 rows: 62 against 83 GFLOP/s in bfloat16, where the CPU's peak was 88.)
-constexpr int span_of([[maybe_unused]] int rows) {
+/// Rows of a tile that takes a panel whole. Each row and vector has a sum, and a register is needed for each vector of
+/// weights, for an input and for a constant: AVX512 has 32 registers; AVX2 has 16, so that a tile of more rows takes a
+/// panel half after half. (3 rows and whole panels had to fetch weights from memory and widen them anew for every 3
+/// rows: 62 against 83 GFLOP/s in bfloat16, where the CPU's peak was 88.)
 #if defined(__AVX512F__)
-    return VECTORS;
+constexpr int WHOLE_ROWS = ROWS;
 #else
-    return rows > 2 ? VECTORS / 2 : VECTORS;
+constexpr int WHOLE_ROWS = 2;
 #endif
-}
+
+/// Vectors of a panel that a tile of so many rows takes at once.
+constexpr int span_of(int rows) { return rows > WHOLE_ROWS ? VECTORS / 2 : VECTORS; }
 
 /// Rows of the next tile when so many are left: as even as can be, since a tile of one row waits for its own sums.
 inline int tile_rows(int left, int most) {
@@ -210,24 +211,27 @@ struct Int8 {
     }
 };
 
-/// Memory to bring into the second cache meanwhile: from `place` on, `step` bytes with each word.
+/// A line of the caches, in bytes; and a word of a panel in memory.
+constexpr int LINE = 64, WORD_BYTES = COLUMNS * 4;
+
+/// Memory to bring into the caches meanwhile: from `place` on, `step` bytes further with each word.
 struct Fetch {
     const char* place;
     int64_t step;
 };
 
-/// Add the products of `count` words to the sums of N rows, VECTORS apart, for SPAN of the panel's vectors.
-template <class Weights, int N, int SPAN>
+/// Add the products of `count` words to the sums of N rows, VECTORS apart, for SPAN of the panel's vectors. With each
+/// word LINES lines are fetched.
+template <class Weights, int N, int SPAN, int LINES>
 inline void tile(typename Weights::Sums* sums, const uint32_t* words,
                  const typename Weights::Operand* const (&rows)[N], int64_t count, Fetch fetch) {
     // A local copy, so that the compiler keeps the sums in registers.
     typename Weights::Sums local[N][SPAN];
     for (int row = 0; row < N; ++row) std::memcpy(local[row], sums + row * VECTORS, sizeof local[row]);
     for (int64_t word = 0; word < count; ++word, words += COLUMNS) {
-        __builtin_prefetch(fetch.place);
-        // A single pass goes on by a word of a panel, two lines or with AVX512 four: two of them keep the CPU's own
-        // fetching going. Half of a panel is read with gaps, which the CPU does not foresee.
-        __builtin_prefetch(SPAN == VECTORS ? fetch.place + 64 : reinterpret_cast<const char*>(words + 8 * COLUMNS));
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(fetch.place + line * LINE);
+        // Half of a panel is read with gaps, which the CPU does not foresee.
+        if constexpr (SPAN < VECTORS) __builtin_prefetch(words + 8 * COLUMNS);
         fetch.place += fetch.step;
         Weights::step(local, words, rows, word);
     }
