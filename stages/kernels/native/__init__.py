@@ -132,16 +132,16 @@ class NativeKernels:
         norms = weights.attention_norm_D.float(), weights.ffn_norm_D.float()
         qkv = self._pack(_float32(weights.q, weights.k, weights.v))
         o = self._pack(weights.o)
-        gate = None if weights.gate is None else self._pack(weights.gate, kind=interface.WEIGHTS["float32"])
+        gate = None if weights.gate is None else _float32(weights.gate)
         gate_up = [self._pack(w1, w3) for w1, w3 in zip(weights.w1, weights.w3, strict=True)]
         down = [self._pack(w2) for w2 in weights.w2]
         matrices = interface.Matrix * len(down)
         struct = interface.Layer(
             norms[0].data_ptr(),
             norms[1].data_ptr(),
+            None if gate is None else gate.data_ptr(),
             qkv.struct,
             o.struct,
-            interface.Matrix() if gate is None else gate.struct,
             matrices(*(each.struct for each in gate_up)),
             matrices(*(each.struct for each in down)),
         )
@@ -150,9 +150,9 @@ class NativeKernels:
     def pack_head(self, norm_D: Tensor, head_VD: Tensor) -> PackedHead:
         return PackedHead(norm_D.float(), self._pack(head_VD))
 
-    def _pack(self, first: Tensor, second: Tensor | None = None, kind: int | None = None) -> PackedMatrix:
+    def _pack(self, first: Tensor, second: Tensor | None = None) -> PackedMatrix:
         """A matrix, or two of one shape interleaved."""
-        kind = self._weights if kind is None else kind
+        kind = self._weights
         outputs, inputs = first.shape
         size = self._library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
         packed = own_pages((size,), torch.uint8)

@@ -69,17 +69,16 @@ template <class Weights, class Value>
 struct ExpertsMemory {
     int64_t hidden_stride, outputs_stride;
     Pairs pairs;
-    Operands<Float32> gate_operands;
     Operands<Weights> normed, hidden_operands;
-    float *gates, *hidden;
+    float *normed_rows, *gates, *hidden;
     Value* outputs;
 
     ExpertsMemory(Arena& arena, const Shape& shape, int32_t rows)
         : hidden_stride(rounded_up(shape.ffn_dim, HALF)), outputs_stride(rounded_up(shape.dim, COLUMNS)),
           pairs(arena, rows, std::max(1, shape.experts), shape.experts ? shape.experts_per_token : 1),
-          gate_operands(arena, rows, shape.dim), normed(arena, rows, shape.dim),
-          hidden_operands(arena, pairs.count(), shape.ffn_dim),
-          gates(arena.take<float>(rows * rounded_up(pairs.experts, COLUMNS))),
+          normed(arena, rows, shape.dim), hidden_operands(arena, pairs.count(), shape.ffn_dim),
+          normed_rows(arena.take<float>(int64_t(rows) * shape.dim)),
+          gates(arena.take<float>(int64_t(rows) * pairs.experts)),
           hidden(Operands<Weights>::BY_PARTS ? nullptr : arena.take<float>(pairs.count() * hidden_stride)),
           outputs(arena.take<Value>(pairs.count() * outputs_stride)) {}
 };
@@ -117,21 +116,20 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
     });
 }
 
-/// Choose the experts of some rows, whose gate operands are there.
-template <class Weights, class Value>
-void route(const Layer& layer, const ExpertsMemory<Weights, Value>& memory, const Rows& rows) {
-    const Pairs& pairs = memory.pairs;
-    const int64_t stride = rounded_up(pairs.experts, COLUMNS);
-    // A dense model has no gate: its one expert is chosen for all.
-    if (!layer.gate.panels) std::fill_n(memory.gates + rows[0] * stride, rows.count * stride, 0.0f);
-    for (int panel = 0; panel < panels_of(layer.gate); ++panel)
-        panel_product<Float32>(layer.gate, panel, memory.gate_operands, rows, nullptr,
-                               [&](int index, const Floats(&values)[VECTORS]) {
-                                   float* gates = memory.gates + rows[index] * stride + panel * COLUMNS;
-                                   for (int vector = 0; vector < VECTORS; ++vector)
-                                       store(gates + vector * WIDTH, rounded_as<Value>(values[vector]));
-                               });
-    for (int index = 0; index < rows.count; ++index) pairs.choose(rows[index], memory.gates + rows[index] * stride);
+/// The gate's value of each expert for a row: a few experts at once, since one would wait for its own sum.
+template <class Value>
+void gate_row(float* gates, const float* gate, int32_t experts, const float* row, int32_t dim) {
+    by_tiles<4>(experts, [&](int first, auto some) {
+        constexpr int N = decltype(some)::value;
+        Floats sums[N]{};
+        for (int32_t place = 0; place < dim; place += WIDTH)
+            for (int expert = 0; expert < N; ++expert) {
+                const float* weights = gate + int64_t(first + expert) * dim;
+                sums[expert] = fma(load_within(row, place, dim), load_within(weights, place, dim), sums[expert]);
+            }
+        for (int expert = 0; expert < N; ++expert)
+            gates[first + expert] = rounded_as<Value>(all(sum_of_lanes(sums[expert])))[0];
+    });
 }
 
 template <class Weights, class Value>
@@ -139,19 +137,16 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
              const ExpertsMemory<Weights, Value>& memory, const float* from, float* to) {
     const int32_t dim = shape.dim;
     const Pairs& pairs = memory.pairs;
-    // Some rows at once, since the gate's product of one would wait for its own sums; but work for every thread.
-    const int32_t some = std::clamp<int32_t>(rows / (2 * team.threads()), 1, ROWS);
     team.share(
-        (rows + some - 1) / some,
-        [&](int unit) {
-            const Rows mine{nullptr, unit * some, std::min(some, rows - unit * some)};
-            for (int index = 0; index < mine.count; ++index) {
-                // The gate's operands are the float32 values themselves: the norm writes them in place.
-                float* normed = memory.gate_operands.values + mine[index] * memory.gate_operands.stride;
-                norm<Value>(normed, from + int64_t(mine[index]) * dim, layer.ffn_norm, dim, shape.norm_eps);
-                memory.normed.prepare(mine[index], normed);
-            }
-            route(layer, memory, mine);
+        rows,
+        [&](int row) {
+            float *normed = memory.normed_rows + int64_t(row) * dim, *gates = memory.gates + row * pairs.experts;
+            norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
+            memory.normed.prepare(row, normed);
+            // A dense model has no gate: its one expert is chosen for all.
+            gates[0] = 0;
+            if (layer.gate) gate_row<Value>(gates, layer.gate, pairs.experts, normed, dim);
+            pairs.choose(row, gates);
         },
         [&] { pairs.group(); });
     product_by_expert(team, layer.gate_up, pairs, memory.normed, pairs.row,

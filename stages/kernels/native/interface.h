@@ -15,7 +15,7 @@ enum { WEIGHTS_FLOAT32 = 0, WEIGHTS_BFLOAT16 = 1, WEIGHTS_INT8 = 2 };
 // Of the model, the same in all calls.
 typedef struct {
     int32_t dim, heads, kv_heads, head_dim, ffn_dim, experts, experts_per_token;
-    int32_t weights;    // one of WEIGHTS_*, of all matrices but the gate, which is float32
+    int32_t weights;    // one of WEIGHTS_*, of all matrices; the gate is float32
     int32_t bfloat16;   // 1: rows, keys and values hold values of bfloat16
     float norm_eps;
     const float* frequency;  // RoPE's angle of one position, of each pair. [hd / 2]
@@ -30,9 +30,9 @@ typedef struct {
 typedef struct {
     const float* attention_norm;  // [D]
     const float* ffn_norm;        // [D]
+    const float* gate;            // [E, D] as it is; null in a dense model
     Matrix qkv;                   // [(H + 2K) x hd, D]
     Matrix o;                     // [D, H x hd]
-    Matrix gate;                  // [E, D]; panels are null in a dense model
     const Matrix* gate_up;        // each [2F, D], gate and up interleaved; one an expert, one in a dense model
     const Matrix* down;           // each [D, F]
 } Layer;

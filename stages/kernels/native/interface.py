@@ -33,9 +33,9 @@ class Layer(Structure):
     _fields_: ClassVar = [
         ("attention_norm", c_void_p),
         ("ffn_norm", c_void_p),
+        ("gate", c_void_p),
         ("qkv", Matrix),
         ("o", Matrix),
-        ("gate", Matrix),
         ("gate_up", POINTER(Matrix)),
         ("down", POINTER(Matrix)),
     ]
