@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from tramontane.cluster import doors, frames
 from tramontane.cluster.frames import FrameError, Message
@@ -109,8 +110,8 @@ class FrameStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport), f"{transport} is no stream"
-        self._transport = transport
+        # Not by its type: uvloop's transports, which Ray's actors have where uvloop is installed, derive from nothing.
+        self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         line = transport.get_extra_info("socket")
         if doors.is_tcp(line):

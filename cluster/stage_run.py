@@ -4,7 +4,8 @@
                      rows into the stage's inbox   (caller of `run`)                        watched for its end
 
 The stage computes while the next microbatch arrives and a large one leaves, so a neighbour that computes never blocks
-a send. What is small leaves from the step loop itself: waking a thread for it would take longer than sending it.
+a send. What is small leaves from the step loop itself, and what the router sends to the first stage, token ids that
+the socket holds, the step loop receives itself: waking a thread takes longer.
 Whichever part fails ends the whole, once, and both links with it: the break goes on to both neighbours.
 """
 
@@ -79,8 +80,11 @@ class StageRun:
             downstream = self._join_downstream(dial())
             threads.append(self._start(self._watch, downstream))
             upstream = self._wait_upstream()
-            threads.append(self._start(self._receive, upstream))
             threads.append(self._start(self._send, downstream))
+            if self._stage.is_first:
+                while True:
+                    self._step(self._next(upstream), downstream)
+            threads.append(self._start(self._receive, upstream))
             while True:
                 self._step(self._arrived.get(), downstream)
         except ChannelClosed:
@@ -143,19 +147,28 @@ class StageRun:
             self._leaving.put((microbatch, output))
 
     def _receive(self, upstream: Link) -> None:
+        while True:
+            self._arrived.put(self._next(upstream))
+
+    def _next(self, upstream: Link) -> Microbatch:
+        """Wait for the next microbatch of this epoch.
+
+        Raises:
+            ChannelClosed: the link is closed, and the run has ended for that reason.
+        """
         try:
             while True:
                 message = upstream.receive(None if self._stage.is_first else self._inbox)
                 if not isinstance(message, Microbatch):
                     raise LinkClosed(f"it sent {type(message).__name__}")
                 if message.epoch == self.epoch:
-                    self._arrived.put(message)
-                else:
-                    log.warning(
-                        "%s drops step %d of epoch %d at epoch %d", self._name, message.step, message.epoch, self.epoch
-                    )
+                    return message
+                log.warning(
+                    "%s drops step %d of epoch %d at epoch %d", self._name, message.step, message.epoch, self.epoch
+                )
         except LinkClosed as error:
             self.end(f"upstream: {error}")
+            raise ChannelClosed from None
 
     def _inbox(self, microbatch: Microbatch, size: int) -> memoryview:
         """The stage's own buffer; it must not see rows of a microbatch that is dropped."""

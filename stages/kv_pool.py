@@ -94,7 +94,7 @@ class Binding:
             raise OutOfOrder(f"microbatch has step {microbatch.step}; the next is {self.next_step}")
         if not 0 < len(microbatch.tokens) <= self.max_tokens:
             raise ValueError(f"microbatch has {len(microbatch.tokens)} tokens; the stage takes 1 to {self.max_tokens}")
-        last = int(microbatch.position.max())
+        last = int((microbatch.first + microbatch.length).max()) - 1
         if last >= self.context:
             raise ValueError(f"microbatch has a token at position {last}; the context is {self.context}")
         self.next_step += 1

@@ -9,23 +9,26 @@ import numpy as np
 from torch import Tensor
 
 from tramontane.stages.kernels import Kernels
-from tramontane.stages.microbatch import Int64Array, Microbatch, StepResult
+from tramontane.stages.microbatch import Int32Array, Microbatch, StepResult
 
 NO_SCORES = np.empty(0, np.float32)
 
 
-def asked_rows(microbatch: Microbatch) -> Int64Array:
+def asked_rows(microbatch: Microbatch) -> Int32Array:
     """The rows that need logits, the sampled before the scored, as indices on the token axis. [N]"""
-    return np.concatenate([microbatch.sampled.row, microbatch.scored.row]).astype(np.int64)
+    sampled, scored = microbatch.sampled.row, microbatch.scored.row
+    return np.concatenate([sampled, scored]) if len(scored) else sampled
 
 
 def choose(kernels: Kernels, microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int) -> StepResult:
     """Sample and score, given the float32 logits of `asked_rows`. Ids from `sampleable_ids` on are never chosen."""
     sampled, scored = microbatch.sampled, microbatch.scored
-    count = len(sampled.row)
     position_M = microbatch.position[sampled.row] + 1
-    token, log_probability, finite = kernels.sample(logits_NV[:count], sampled, position_M, sampleable_ids)
-    scores = kernels.score(logits_NV[count:], scored.target, sampleable_ids) if len(scored.row) else NO_SCORES
+    logits_MV, scores = logits_NV, NO_SCORES
+    if len(scored.row):
+        logits_MV, logits_KV = logits_NV.split([len(sampled.row), len(scored.row)])
+        scores = kernels.score(logits_KV, scored.target, sampleable_ids)
+    token, log_probability, finite = kernels.sample(logits_MV, sampled, position_M, sampleable_ids)
     return StepResult(
         epoch=microbatch.epoch,
         step=microbatch.step,

@@ -26,7 +26,7 @@ from tramontane.stages.inbox import Inbox
 from tramontane.stages.kernels import Block, Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
-from tramontane.stages.microbatch import Int64Array, Microbatch, StepResult
+from tramontane.stages.microbatch import Int32Array, Microbatch, StepResult
 from tramontane.stages.result import asked_rows, choose
 from tramontane.stages.weights import TORCH_DTYPES, WeightReader
 
@@ -198,7 +198,7 @@ class Stage:
         return kernels.blocks(blocks, rows_TD)
 
     @torch.inference_mode()
-    def logits(self, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+    def logits(self, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         """Norm and head over rows [T, D] that left the last block, all or those with the numbers `asked_M`.
 
         float32 [M, V]. Last stage only.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Int64Array, Microbatch, SampledRows
+from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
 from tramontane.stages.weights import LayerWeights
 
 PackedEmbedding: TypeAlias = Any
@@ -100,7 +100,7 @@ class Kernels(Protocol):
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         """`attention` and `experts` of some blocks in a row, perhaps in place; `one_by_one` will do for any set."""
 
-    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         """Norm and output product of all rows [T, D], or of those with the numbers `asked_M`: float32 logits [M, V]."""
 
     def sample(

@@ -27,7 +27,7 @@ from tramontane.stages.kernels.pairs import Pairs, each_product
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kernels.products import Product, native_bfloat16
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
+from tramontane.stages.microbatch import Int32Array, Microbatch
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
 
 log = logging.getLogger(__name__)
@@ -214,6 +214,6 @@ class CpuKernels:
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         return one_by_one(self, blocks, rows_TD)
 
-    def head(self, head: Head, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+    def head(self, head: Head, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         rows_MD = rows_TD if asked_M is None else rows_TD[torch.from_numpy(asked_M)]
         return self._round(head.product(self._norm(rows_MD, head.norm))).float()

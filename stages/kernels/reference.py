@@ -198,7 +198,7 @@ class ReferenceKernels:
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
         return one_by_one(self, blocks, rows_TD)
 
-    def head(self, head: tuple[Tensor, Tensor], rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+    def head(self, head: tuple[Tensor, Tensor], rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         norm_D, head_VD = head
-        rows_MD = rows_TD if asked_M is None else rows_TD[torch.from_numpy(asked_M).to(rows_TD.device)]
+        rows_MD = rows_TD if asked_M is None else rows_TD[self._index(asked_M)]
         return F.linear(self._norm(rows_MD, norm_D), head_VD).float()

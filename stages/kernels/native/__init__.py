@@ -44,7 +44,6 @@ from tramontane.stages.microbatch import (
     BoolArray,
     Float32Array,
     Int32Array,
-    Int64Array,
     Microbatch,
     SampledRows,
 )
@@ -237,7 +236,7 @@ class NativeKernels:
         self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), rows_TD.data_ptr())
         return rows_TD
 
-    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int64Array | None = None) -> Tensor:
+    def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         rows_TD = rows_TD.contiguous()
         numbers = None if asked_M is None else np.ascontiguousarray(asked_M, np.int32)
         assert numbers is None or 0 <= numbers.min() <= numbers.max() < len(rows_TD), f"rows of {len(rows_TD)}"
