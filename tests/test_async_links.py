@@ -61,6 +61,25 @@ async def test_frames_larger_than_all_buffers_arrive(folder, node):
         assert message.tokens.flags.aligned
 
 
+class Foreign:
+    """A transport of another loop: uvloop's derive from nothing of asyncio's."""
+
+    def __init__(self, transport):
+        self._transport = transport
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+@both_doors
+async def test_transports_of_other_loops_will_do(folder, node, monkeypatch):
+    made = async_stream.FrameStream.connection_made
+    monkeypatch.setattr(async_stream.FrameStream, "connection_made", lambda self, line: made(self, Foreign(line)))
+    async with linked(folder, node) as (mine, theirs):
+        await mine.send(Cancel(request=1))
+        assert (await theirs.receive()).request == 1
+
+
 @both_doors
 async def test_both_kinds_of_link_understand_each_other(folder, node):
     with listening(folder, name="blocking") as (listener, accepted):
