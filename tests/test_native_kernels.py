@@ -324,12 +324,13 @@ def test_rings_that_are_too_short_are_refused():
     kernels, layout = NativeKernels(EXAMPLE, "float32"), make_layout(EXAMPLE, chunk=8, block=4)
     whole = microbatch(make_layout(replace(EXAMPLE, windows=EXAMPLE.windows[:1]), chunk=8, block=4), [9], [4])
     table = whole.tables[0]
-    for broken, message in (
-        (replace(table, held=table.held - 1, blocks=table.blocks[:-1]), "are needed"),
-        (replace(table, blocks=table.blocks[:-1]), "blocks in rings of"),
-        (replace(table, blocks=table.blocks + 10_000), "blocks of a pool"),
+    for broken in (
+        replace(table, held=table.held - 1, blocks=table.blocks[:-1]),
+        replace(table, held=np.append(table.held, 0)[1:-1]),
+        replace(table, blocks=table.blocks[:-1]),
+        replace(table, blocks=table.blocks + 10_000),
     ):
-        with pytest.raises(AssertionError, match=message):
+        with pytest.raises(AssertionError, match="rings of"):
             kernels.plan(replace(whole, tables=(broken,)), layout, [0])
 
 

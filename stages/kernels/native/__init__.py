@@ -40,7 +40,6 @@ from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.kernels.native.engine import Engine
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import (
-    BlockTable,
     BoolArray,
     Float32Array,
     Int32Array,
@@ -172,14 +171,15 @@ class NativeKernels:
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
         bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32
-        storage.view(bits).numpy()[:, blocks] = torch.tensor(value, dtype=self._dtype).view(bits).item()
+        numbers = storage.view(bits).numpy()
+        for block in blocks.tolist():
+            numbers[:, block] = torch.tensor(value, dtype=self._dtype).view(bits).item()
 
     def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, NativePlan]:
         return {index: self._plan(microbatch, layout, index) for index in classes}
 
     def _plan(self, microbatch: Microbatch, layout: KVLayout, index: int) -> NativePlan:
         table, block, ring = microbatch.tables[index], layout.block, layout.rings[index]
-        _check_rings(microbatch, table, layout, index)
         kept = tuple(
             np.ascontiguousarray(each, np.int32)
             for each in (microbatch.first, microbatch.length, table.blocks, table.held)
@@ -187,11 +187,14 @@ class NativeKernels:
         pointers = (each.ctypes.data for each in kept)
         window = layout.windows[index] or 0
         struct = interface.Plan(len(microbatch.tokens), len(microbatch.first), *pointers, block, ring, window)
+        pool = layout.pool_blocks[index]
+        # The library reads and writes wherever a table points.
+        fits = len(table.held) == len(microbatch.first)
+        fits = fits and self._library.tramontane_plan_fits(ctypes.byref(struct), len(table.blocks), pool)
+        assert fits, f"rings of {table.held} blocks, {len(table.blocks)} in all, of a pool of {pool}, ring {ring}"
         return NativePlan(struct, kept)
 
     def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:
-        # The library reads wherever an id points.
-        assert 0 <= tokens_T.min() <= tokens_T.max() < len(embedding), f"ids of a vocabulary of {len(embedding)}"
         return self._widen(embedding, np.ascontiguousarray(tokens_T, np.int32), len(tokens_T))
 
     def enter(self, rows_TD: Tensor) -> Tensor:
@@ -201,7 +204,10 @@ class NativeKernels:
         to_TD = torch.empty(rows, from_XD.shape[1])
         is_bfloat16 = from_XD.dtype == torch.bfloat16
         numbers = None if numbers_T is None else numbers_T.ctypes.data
-        self._engine.call("widen", is_bfloat16, from_XD.data_ptr(), numbers, rows, from_XD.shape[1], to_TD.data_ptr())
+        known = self._engine.call(
+            "widen", is_bfloat16, from_XD.data_ptr(), len(from_XD), numbers, rows, from_XD.shape[1], to_TD.data_ptr()
+        )
+        assert known, f"rows {numbers_T} of {len(from_XD)}"
         return to_TD
 
     def leave(self, rows_TD: Tensor) -> Tensor:
@@ -239,18 +245,19 @@ class NativeKernels:
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         rows_TD = rows_TD.contiguous()
         numbers = None if asked_M is None else np.ascontiguousarray(asked_M, np.int32)
-        assert numbers is None or 0 <= numbers.min() <= numbers.max() < len(rows_TD), f"rows of {len(rows_TD)}"
         logits_MV = torch.empty(len(rows_TD if numbers is None else numbers), head.matrix.outputs)
-        self._engine.call(
+        known = self._engine.call(
             "head",
             self._shape,
             head.norm.data_ptr(),
             head.matrix.struct,
             len(logits_MV),
             rows_TD.data_ptr(),
+            len(rows_TD),
             None if numbers is None else numbers.ctypes.data,
             logits_MV.data_ptr(),
         )
+        assert known, f"rows {numbers} of {len(rows_TD)}"
         return logits_MV
 
     def sample(
@@ -277,13 +284,3 @@ def _block(block: Block) -> interface.Block:
     storage = block.storage
     cache = storage.data_ptr() + block.place * storage.stride(0) * storage.itemsize
     return interface.Block(ctypes.addressof(block.layer.struct), ctypes.addressof(block.plan.struct), cache)
-
-
-def _check_rings(microbatch: Microbatch, table: BlockTable, layout: KVLayout, index: int) -> None:
-    """The library reads and writes wherever a table points: so every place must be there."""
-    last_block_S = (microbatch.first + microbatch.length - 1) // layout.block
-    needed_S = np.minimum(last_block_S + 1, layout.rings[index])
-    assert (needed_S <= table.held).all(), f"rings of {table.held} blocks, where {needed_S} are needed"
-    assert len(table.blocks) == table.held.sum(), f"{len(table.blocks)} blocks in rings of {table.held}"
-    pool = layout.pool_blocks[index]
-    assert not len(table.blocks) or 0 <= table.blocks.min() <= table.blocks.max() < pool, f"blocks of a pool of {pool}"

@@ -67,6 +67,10 @@ void pack(int32_t outputs, int32_t inputs, Row&& row, void* to) {
     }
 }
 
+bool all_below(const int32_t* numbers, int64_t count, int32_t end) {
+    return std::all_of(numbers, numbers + count, [&](int32_t number) { return 0 <= number && number < end; });
+}
+
 }  // namespace
 
 extern "C" {
@@ -106,6 +110,16 @@ void tramontane_pack(int32_t weights, const float* first, const float* second, i
             return mine < outputs ? (place < HALF ? first : second) + mine * inputs : nullptr;
         }, panels);
     });
+}
+
+int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool) {
+    int64_t held = 0;
+    for (int32_t piece = 0; piece < plan->pieces; ++piece) {
+        const int32_t last = (plan->first[piece] + plan->length[piece] - 1) / plan->block;
+        if (plan->held[piece] < std::min(last + 1, plan->ring)) return 0;
+        held += plan->held[piece];
+    }
+    return held == blocks && all_below(plan->blocks, blocks, pool);
 }
 
 int64_t tramontane_cache_block(const Shape* shape, int32_t block) { return CacheLayout(*shape, block).block; }
@@ -176,8 +190,9 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
     });
 }
 
-void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, const int32_t* numbers,
-                      int32_t rows, int32_t dim, float* to) {
+int32_t tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, int32_t from_rows,
+                         const int32_t* numbers, int32_t rows, int32_t dim, float* to) {
+    if (numbers && !all_below(numbers, rows, from_rows)) return 0;
     engine->run(threads, [&](Team& team) {
         team.share(rows, [&](int row) {
             const int64_t number = numbers ? numbers[row] : row;
@@ -188,6 +203,7 @@ void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, cons
                 std::memcpy(mine, static_cast<const float*>(from) + number * dim, dim * sizeof(float));
         });
     });
+    return 1;
 }
 
 void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to) {
@@ -199,8 +215,10 @@ void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32
     });
 }
 
-void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm_weight, const Matrix* head,
-                     int32_t rows, const float* from, const int32_t* numbers, float* logits) {
+int32_t tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm_weight,
+                        const Matrix* head, int32_t rows, const float* from, int32_t from_rows, const int32_t* numbers,
+                        float* logits) {
+    if (numbers && !all_below(numbers, rows, from_rows)) return 0;
     with_types(*shape, [&](auto weights, auto value) {
         using Value = decltype(value);
         const int32_t dim = shape->dim;
@@ -220,6 +238,7 @@ void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const 
             });
         });
     });
+    return 1;
 }
 
 void tramontane_sample(Engine* engine, int32_t threads, const Sampling* sampling, const float* logits,

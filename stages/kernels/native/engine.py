@@ -23,9 +23,13 @@ class Engine:
         self._handle = self.library.tramontane_create()
         weakref.finalize(self, self.library.tramontane_destroy, self._handle)
 
-    def call(self, name: str, *arguments: object) -> None:
-        """A function that works on several threads: those that the calling one wants, but no more than it has cores."""
-        getattr(self.library, f"tramontane_{name}")(self._handle, _threads(), *arguments)
+    def call(self, name: str, *arguments: object) -> int | None:
+        """A function that works on several threads: those that the calling one wants, but no more than it has cores.
+
+        What it answers, if it does.
+        """
+        answer: int | None = getattr(self.library, f"tramontane_{name}")(self._handle, _threads(), *arguments)
+        return answer
 
 
 def _threads() -> int:

@@ -89,6 +89,10 @@ int64_t tramontane_packed_bytes(int32_t weights, int32_t outputs, int32_t inputs
 void tramontane_pack(int32_t weights, const float* first, const float* second, int32_t outputs, int32_t inputs,
                      void* panels);
 
+// Whether every row of a plan has a place: the rings are as long as they must be, hold `blocks` ids in all, and these
+// are of a pool of so many.
+int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool);
+
 // Numbers that a block of one layer takes in the cache.
 int64_t tramontane_cache_block(const Shape* shape, int32_t block);
 
@@ -102,14 +106,15 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
                        const float* from, float* to);
 
 // Rows [T, D] as float32, from and to the model's dtype: row i is number `numbers[i]` of `from`, or i where that is
-// null.
-void tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, const int32_t* numbers,
-                      int32_t rows, int32_t dim, float* to);
+// null. 0 and nothing done where a number is not below `from_rows`.
+int32_t tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, int32_t from_rows,
+                         const int32_t* numbers, int32_t rows, int32_t dim, float* to);
 void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to);
 
-// The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M.
-void tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm, const Matrix* head,
-                     int32_t rows, const float* from, const int32_t* numbers, float* logits);
+// The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M. 0 and
+// nothing done where a number is not below `from_rows`.
+int32_t tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm, const Matrix* head,
+                        int32_t rows, const float* from, int32_t from_rows, const int32_t* numbers, float* logits);
 
 void tramontane_sample(Engine* engine, int32_t threads, const Sampling* sampling, const float* logits,
                        const Sampled* to);
