@@ -19,7 +19,8 @@
 
 namespace tramontane {
 
-constexpr int TILE = 64;
+/// Positions of a tile: sums go to memory and back once in each. Longer ones would not stay in the first cache.
+constexpr int TILE = 8 * WIDTH;
 
 /// How words of the cache are multiplied.
 template <class Value>

@@ -6,8 +6,9 @@
 
 namespace tramontane {
 
-/// Query rows (positions x query heads of a KV head) of one unit of attention, about.
-constexpr int UNIT_QUERIES = 96;
+/// Query rows (positions x query heads of a KV head) of one unit of attention at most, about: a tile's keys and values
+/// come to the first cache once for all of them. Fewer where that leaves threads without work.
+constexpr int UNIT_QUERIES = 192, UNITS_OF_A_THREAD = 2;
 
 /// Turn each head's pairs (i, i + hd / 2) by the row's angles.
 inline void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
@@ -60,7 +61,7 @@ struct AttentionMemory {
           attended(arena.take<float>(rows * width)) {}
 };
 
-/// The units of attention of one plan: at most about UNIT_QUERIES query rows each.
+/// The units of attention of one plan, each of some rows of a piece.
 template <class Value>
 struct AttentionUnits {
     int32_t *piece, *first_row, *rows;
@@ -71,7 +72,8 @@ struct AttentionUnits {
     AttentionUnits(Arena& arena, const Shape& shape, const Pieces& pieces, int threads)
         : piece(arena.take<int32_t>(pieces.plan.rows)), first_row(arena.take<int32_t>(pieces.plan.rows)),
           rows(arena.take<int32_t>(pieces.plan.rows)), group(shape.heads / shape.kv_heads) {
-        const int32_t most = std::max(1, UNIT_QUERIES / group);
+        const int32_t even = pieces.plan.rows * shape.heads / (UNITS_OF_A_THREAD * threads);
+        const int32_t most = std::max(1, std::min(UNIT_QUERIES, even) / group);
         for (int number = 0; number < pieces.plan.pieces; ++number)
             for (int32_t row = pieces.start[number]; row < pieces.start[number + 1]; row += most, ++count) {
                 piece[count] = number;

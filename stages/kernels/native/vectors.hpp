@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 namespace tramontane {
 
@@ -215,14 +216,13 @@ inline Floats exponential(Floats x) {
 inline float exponential(float x) { return exponential(all(x))[0]; }
 
 #if defined(__AVX512BF16__)
-/// 2^x within one part in 9,000 for -126 <= x <= 0, as good as bfloat16 can hold it; NaN stays NaN.
+/// 2^x within one part in 9,000 for x <= 0, as good as bfloat16 can hold it; NaN stays NaN.
 inline Floats rough_power_of_two(Floats x) {
-    const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);  // the second where either is NaN
-    const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT);
-    const __m512 r = _mm512_sub_ps(clamped, n);
-    __m512 sum = _mm512_set1_ps(0.05500877f);
-    for (float coefficient : {0.2422106f, 0.6932829f, 1.0f}) sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(coefficient));
-    return (Floats)_mm512_scalef_ps(sum, n);
+    const __m512 r = _mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // x - floor(x)
+    __m512 sum = _mm512_set1_ps(0.07802428f);
+    for (float coefficient : {0.22606726f, 0.69583362f, 0.99992520f})
+        sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(coefficient));
+    return (Floats)_mm512_scalef_ps(sum, (__m512)x);  // by 2^floor(x)
 }
 #endif
 
