@@ -157,6 +157,14 @@ def test_the_two_stages_ratio():
     assert "busy 90%, 60%" in busy
 
 
+def test_cores_are_medians_of_who_used_them():
+    results = made_results((1.0, 2.0), (1.0, 2.0), (1.0, 2.0))
+    for each, stages in zip(results.rounds, (1.5, 1.9, 1.7), strict=True):
+        each.turns["ours"].runs["A"]["cores"] = {"stages": stages, "service": 0.2, "client": 0.1}
+    lines = list(report.cores_lines(results, {"ours": "ours", "hf": "transformers"}, "A"))
+    assert lines == ["cores of ours, A: stages 1.70, service 0.20, client 0.10"]
+
+
 def test_json_has_every_figure_and_no_tokens():
     line = json.loads(report.as_json({"model": "tiny"}, made_results((1.0, 2.0))))
     assert [figure["contestant"] for figure in line["figures"]] == ["ours", "hf"]

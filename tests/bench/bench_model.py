@@ -222,6 +222,7 @@ def print_workloads(options: argparse.Namespace, results: Results, titles: dict[
     abouts = {name: turn.about for each in results.rounds for name, turn in each.turns.items()}
     show(f"{titles[name]}: {about}" for name, about in abouts.items())
     show(report.workload_table(results, titles))
+    show(report.cores_lines(results, titles, PIPELINE_WORKLOAD))
     layout = serving_layout(results.config, (range(results.config.layers),), options.dtype)
     places = sum(layout.pool_blocks) * layout.block
     pools = places * kv_place_bytes(results.config, options.dtype) * results.config.layers

@@ -61,7 +61,7 @@ class Turn:
 
     about: str
     runs: dict[str, dict[str, Any]]
-    """`wall_s`, `first_s` and `tokens` of each workload; the service adds `busy`."""
+    """`wall_s`, `first_s` and `tokens` of each workload; the service adds `busy` and `cores`."""
     memory: dict[str, float] = field(default_factory=dict)
     """Of a service: megabytes of its stages, see `served.py`."""
 

@@ -120,6 +120,16 @@ def _shares(shares: Sequence[float]) -> str:
     return ", ".join(f"{share:.0%}" for share in shares)
 
 
+def cores_lines(results: Results, titles: Mapping[str, str], workload: str) -> Iterator[str]:
+    """Who used the cores while the services worked on it."""
+    for name, title in titles.items():
+        runs = [each.turns[name].runs.get(workload, {}) for each in results.rounds if name in each.turns]
+        cores = [run["cores"] for run in runs if "cores" in run]
+        if cores:
+            shares = {who: statistics.median(each[who] for each in cores) for who in cores[0]}
+            yield f"cores of {title}, {workload}: " + ", ".join(f"{who} {share:.2f}" for who, share in shares.items())
+
+
 def memory_lines(results: Results, titles: Mapping[str, str], pool_bytes: int, weight_bytes: float) -> Iterator[str]:
     """What the services' stages hold, beside what they must."""
     for name, title in titles.items():

@@ -2,13 +2,16 @@
 
 Beside the figures it reads what only the running service shows. *Busy share*: the part of the time that a stage spends
 inside its steps, from the first token of any request to the first end of any, so that ramp and drain are cut off
-(counters are read when a step ends, so each end of that time is uncertain by one step). *Memory*: the proportional set
-size (PSS) of the stages' processes after the last workload, less that of an idle process that has imported torch.
+(counters are read when a step ends, so each end of that time is uncertain by one step). *Cores*: the CPU time of the
+stages, of the service's other processes with those of its Ray, and of this client, by the second: what the others take,
+stages that fill the machine do not get. *Memory*: the proportional set size (PSS) of the stages' processes after the
+last workload, less that of an idle process that has imported torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from service import Service
 
 from bench.contestants import Job, Turn
@@ -86,11 +90,43 @@ async def run(client: AsyncClient, workload: Workload) -> dict[str, Any]:
     return {"wall_s": wall_s, "first_s": max(watch.firsts_s), "tokens": tokens, "busy": busy}
 
 
-async def run_all(target: str, job: Job) -> tuple[dict[str, Any], Stats]:
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds since each process of the service began, and this one."""
+
+    stages: float
+    service: float
+    """All others that `serve` has started, itself included."""
+    client: float
+
+    @classmethod
+    def of(cls, serve: int, stages: set[int]) -> Usage:
+        """Until now."""
+        root, seconds = psutil.Process(serve), {}
+        for each in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # Ray's come and go
+                seconds[each.pid] = sum(each.cpu_times()[:2])
+        own = sum(psutil.Process().cpu_times()[:2])
+        used = sum(seconds[pid] for pid in stages)
+        return cls(used, sum(seconds.values()) - used, own)
+
+    def cores(self, before: Usage, wall_s: float) -> dict[str, float]:
+        """What was used since then, in cores."""
+        earlier = vars(before)
+        return {who: (seconds - earlier[who]) / wall_s for who, seconds in vars(self).items()}
+
+
+async def run_all(service: Service, job: Job) -> tuple[dict[str, Any], Stats]:
     """Every workload, then the processes."""
-    async with AsyncClient(target) as client:
+    runs = {}
+    async with AsyncClient(service.target) as client:
         await run(client, job.warm_up)
-        runs = {workload.name: await run(client, workload) for workload in job.workloads}
+        serve = service.process.pid
+        stages = {process.pid for process in (await client.stats()).processes if process.role == "stage"}
+        for workload in job.workloads:
+            before = Usage.of(serve, stages)
+            runs[workload.name] = done = await run(client, workload)
+            done["cores"] = Usage.of(serve, stages).cores(before, done["wall_s"])
         return runs, await client.stats()
 
 
@@ -104,7 +140,7 @@ def take_turn(job: Job, stages: int) -> Turn:
     os.environ.setdefault("RAY_worker_niceness", "0")
     service = Service(str(job.model), *options)
     try:
-        runs, stats = asyncio.run(run_all(service.target, job))
+        runs, stats = asyncio.run(run_all(service, job))
         pids = [process.pid for process in stats.processes if process.role == "stage"]
         memory = {"stages_mb": sum(map(pss_mb, pids)), "idle_mb": stages * idle_mb()}
     finally:
