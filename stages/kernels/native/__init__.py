@@ -170,10 +170,10 @@ class NativeKernels:
         return own_pages((layers, blocks, numbers), self._dtype)
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
-        bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32
-        numbers = storage.view(bits).numpy()
+        whole = torch.int16 if self._dtype == torch.bfloat16 else torch.int32  # numpy has no bfloat16
+        numbers, bits = storage.view(whole).numpy(), torch.tensor(value, dtype=self._dtype).view(whole).item()
         for block in blocks.tolist():
-            numbers[:, block] = torch.tensor(value, dtype=self._dtype).view(bits).item()
+            numbers[:, block] = bits
 
     def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, NativePlan]:
         return {index: self._plan(microbatch, layout, index) for index in classes}
