@@ -1,5 +1,6 @@
 """The native kernels: a row's bits in any company, sizes that fit no panel, places that nobody wrote, int8, threads."""
 
+import shutil
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -293,8 +294,19 @@ def test_the_name_tells_what_decides_the_rounding():
     assert all(name.startswith(("native-avx2-", "native-avx512")) for name in names)
 
 
+def test_the_name_tells_which_sources_were_compiled(tmp_path, monkeypatch):
+    """Another release may round otherwise: its version is another, and no sequence goes on there."""
+    name = NativeKernels(EXAMPLE, "float32").name
+    assert name == NativeKernels(EXAMPLE, "float32").name
+    changed = shutil.copytree(build.SOURCES, tmp_path / "native")
+    (changed / "attend.hpp").write_text((changed / "attend.hpp").read_text() + "// another\n")
+    monkeypatch.setattr(build, "SOURCES", changed)
+    assert NativeKernels(EXAMPLE, "float32").name != name
+
+
 def test_int8_is_for_native_kernels():
-    assert choose_kernels(EXAMPLE, dtype="float32", device="cpu", quantize="int8").name.endswith("-float32-int8")
+    kernels = choose_kernels(EXAMPLE, dtype="float32", device="cpu", quantize="int8")
+    assert "-float32-int8@" in kernels.name
     with pytest.raises(ValueError, match="quantize is 'int8', and kernels is 'cpu'; only 'native' quantizes"):
         choose_kernels(EXAMPLE, dtype="float32", device="cpu", name="cpu", quantize="int8")
     with pytest.raises(ValueError, match="quantize is 'int4'; supported: int8"):

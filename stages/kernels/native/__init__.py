@@ -35,7 +35,7 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import Block
-from tramontane.stages.kernels.native import interface, sampling
+from tramontane.stages.kernels.native import build, interface, sampling
 from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.kernels.native.engine import Engine
 from tramontane.stages.kv_layout import KVLayout
@@ -120,7 +120,8 @@ class NativeKernels:
             self._frequency.data_ptr(),
         )
         variant = self._library.tramontane_variant().decode()
-        self.name = f"native-{variant}-{dtype}{f'-{quantize}' if quantize else ''}"
+        numbers = f"{dtype}-{quantize}" if quantize else dtype
+        self.name = f"native-{variant}-{numbers}@{build.source_digest()[:8]}"
         self.row_invariant = True
 
     def pack_embedding(self, embedding_VD: Tensor) -> Tensor:

@@ -76,6 +76,14 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailable(f"the library cannot be kept or loaded: {error}") from None
 
 
+def source_digest() -> str:
+    """SHA-256, in hex, over what is compiled: what decides the order of sums and each rounding."""
+    digest = hashlib.sha256()
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h*")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
 def choose_variant(flags: frozenset[str]) -> Variant:
     """The best variant that a CPU with these flags runs.
 
@@ -138,10 +146,8 @@ def cache_folder() -> Path:
 
 def _key(variant: Variant, version: str) -> str:
     """Over everything that decides what comes out."""
-    digest = hashlib.sha256("\n".join([version, *FLAGS, *variant.flags]).encode())
-    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h*")]):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:16]
+    said = "\n".join([version, *FLAGS, *variant.flags, source_digest()])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _compile_once(compiler: list[str], variant: Variant, file: Path) -> None:
