@@ -12,7 +12,7 @@ import sys
 
 import psutil
 
-PERIOD_S, LONGEST_PERIOD_S = 0.25, 2.0
+FIRST_PERIOD_S, LONGEST_PERIOD_S = 0.25, 2.0
 """Ray starts most of its processes within seconds, each the child of another. A look takes 2 ms of a core, so the
 periods grow by a tenth each."""
 GRACE_S = 3.0
@@ -23,7 +23,7 @@ def reap(serve: psutil.Process) -> None:
     """Keep in mind all that `serve` has started, and once it has ended, end what is still there."""
     started: set[psutil.Process] = set()
     itself = psutil.Process()
-    period_s = PERIOD_S
+    period_s = FIRST_PERIOD_S
     while not select.select([sys.stdin], [], [], period_s)[0]:
         with contextlib.suppress(psutil.NoSuchProcess):
             started.update(serve.children(recursive=True))

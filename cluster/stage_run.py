@@ -3,9 +3,10 @@
     upstream link ── receive thread ──▶ arrived ── step loop ──▶ leaving ── send thread ──▶ downstream link
                      rows into the stage's inbox   (caller of `run`)                        watched for its end
 
-The stage computes while the next microbatch arrives and a large one leaves, so a neighbour that computes never blocks
-a send. What is small leaves from the step loop itself, and what the router sends to the first stage, token ids that
-the socket holds, the step loop receives itself: waking a thread takes longer.
+Rows arrive by the receive thread and large outputs leave by the send thread while the stage computes, so a neighbour
+that computes never blocks a send. What is small leaves from the step loop itself. The first stage has no receive
+thread: its step loop reads the link, and meanwhile the socket, or the router's buffer, holds the few token ids that
+come. To wake a thread would take longer than either.
 Whichever part fails ends the whole, once, and both links with it: the break goes on to both neighbours.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from tramontane.cluster.channel import Channel, ChannelClosed
@@ -34,7 +36,7 @@ class Steps(Protocol):
 
     @property
     def is_first(self) -> bool:
-        """No rows arrive with its microbatches."""
+        """No rows arrive with its microbatches, so its step loop receives them."""
 
     def inbox(self, tokens: int) -> memoryview:
         """Room for the rows of so many tokens; steps take them in the order in which they were handed out."""
@@ -81,12 +83,12 @@ class StageRun:
             threads.append(self._start(self._watch, downstream))
             upstream = self._wait_upstream()
             threads.append(self._start(self._send, downstream))
-            if self._stage.is_first:
-                while True:
-                    self._step(self._next(upstream), downstream)
-            threads.append(self._start(self._receive, upstream))
+            next_one: Callable[[], Microbatch] = partial(self._next, upstream)
+            if not self._stage.is_first:
+                threads.append(self._start(self._receive, upstream))
+                next_one = self._arrived.get
             while True:
-                self._step(self._arrived.get(), downstream)
+                self._step(next_one(), downstream)
         except ChannelClosed:
             pass
         except LinkClosed as error:
@@ -154,7 +156,7 @@ class StageRun:
         """Wait for the next microbatch of this epoch.
 
         Raises:
-            ChannelClosed: the link is closed, and the run has ended for that reason.
+            ChannelClosed: the link is closed, or carried something else, and the run has ended for that reason.
         """
         try:
             while True:

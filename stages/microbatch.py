@@ -111,7 +111,7 @@ class Microbatch:
     @cached_property
     def position(self) -> Int32Array:
         """The position of each row in its sequence. [T]"""
-        if len(self.tokens) == len(self.first):
+        if len(self.tokens) == len(self.first):  # one row a piece, as in decode
             return self.first
         rows = np.arange(len(self.tokens), dtype=np.int32)
         return rows + np.repeat(self.first - self.start, self.length)

@@ -13,6 +13,7 @@ from bench.limits import Ceilings, Cost, decode_cost, experts_touched, floor, ke
 from bench.llama_file import stand_in_tokenizer
 from bench.pipeline_tax import Replay, best_split
 from bench.results import Results, Round
+from bench.served import Usage
 from bench.synthetic import MODELS, SHARED, make_model
 from bench.workloads import FULL, QUICK, Workload, make_workloads
 from sentencepiece import SentencePieceProcessor
@@ -160,9 +161,14 @@ def test_the_two_stages_ratio():
 def test_cores_are_medians_of_who_used_them():
     results = made_results((1.0, 2.0), (1.0, 2.0), (1.0, 2.0))
     for each, stages in zip(results.rounds, (1.5, 1.9, 1.7), strict=True):
-        each.turns["ours"].runs["A"]["cores"] = {"stages": stages, "service": 0.2, "client": 0.1}
+        each.turns["ours"].runs["A"]["cores"] = {"stages": stages, "others": 0.2, "client": 0.1}
     lines = list(report.cores_lines(results, {"ours": "ours", "hf": "transformers"}, "A"))
-    assert lines == ["cores of ours, A: stages 1.70, service 0.20, client 0.10"]
+    assert lines == ["cores of ours, A: stages 1.70, others 0.20, client 0.10"]
+
+
+def test_cores_are_seconds_used_by_the_second():
+    before, after = Usage(stages=1.0, others=0.5, client=0.0), Usage(stages=4.0, others=1.0, client=0.25)
+    assert after.cores(before, 2.0) == {"stages": 1.5, "others": 0.25, "client": 0.125}
 
 
 def test_json_has_every_figure_and_no_tokens():

@@ -37,11 +37,12 @@ def _threads_as_before():
 class Model:
     def __init__(self, folder, dtype, quantize):
         self.folder, self.options = folder, {"dtype": dtype, "quantize": quantize, "kernels": "native"}
-        self.alone = self.alone_in()
+        self.alone = self.drive(chunk=len(PROMPT)).whole(PROMPT)
 
-    def alone_in(self, **options):
-        """Blocks of an odd size pair other positions in a word of values, which may be another rounding."""
-        return self.drive(chunk=len(PROMPT), **options).whole(PROMPT)
+    def alone_in(self, block):
+        """Blocks of an odd size pair other positions in a word of bfloat16 values, which may be another rounding."""
+        paired = block % 2 and self.options["dtype"] == "bfloat16"
+        return self.drive(chunk=len(PROMPT), block=block).whole(PROMPT) if paired else self.alone
 
     def drive(self, *, split=(), chunk=64, block=16, **options):
         stages = load_stages(self.folder, CONFIG, split, **self.options)
@@ -69,9 +70,8 @@ def test_no_bit_depends_on_the_cut_of_the_prompt(model, chunk):
 @pytest.mark.parametrize("block", [1, 5, 8, 32, 200])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_bit_depends_on_the_blocks(model, block, seed):
-    """Neither on which blocks of the pool a sequence holds nor, where that is even, on their size."""
-    alone = model.alone_in(block=block) if block % 2 else model.alone
-    assert torch.equal(model.drive(block=block, seed=seed).whole(PROMPT), alone)
+    """Neither on which blocks of the pool a sequence holds nor, but for odd ones in bfloat16, on their size."""
+    assert torch.equal(model.drive(block=block, seed=seed).whole(PROMPT), model.alone_in(block))
 
 
 @pytest.mark.parametrize("sizes", [[64, 1, 33, 20], [1, 1, 1, 1], [3, 2, 1, 5], [10, 64, 64, 64]])
@@ -97,8 +97,7 @@ def test_no_bit_depends_on_the_stages(model, split):
 def test_no_bit_depends_on_places_that_nobody_sees(model):
     """Every block that nobody holds, and every one newly taken, is full of NaN before each microbatch."""
     drive = model.drive(chunk=9, block=5, poison=True)
-    alone = model.alone_in(block=5)
-    assert torch.equal(torch.cat([drive.whole(PROMPT[:30]), drive.whole(PROMPT)])[30:], alone)
+    assert torch.equal(torch.cat([drive.whole(PROMPT[:30]), drive.whole(PROMPT)])[30:], model.alone_in(5))
 
 
 def test_nan_reaches_those_that_see_it_and_no_others(model):
@@ -344,9 +343,10 @@ def test_rings_that_are_too_short_are_refused():
     table = whole.tables[0]
     for broken in (
         replace(table, held=table.held - 1, blocks=table.blocks[:-1]),
-        replace(table, held=np.append(table.held, 0)[1:-1]),
+        replace(table, held=table.held[:0]),  # of no piece
         replace(table, blocks=table.blocks[:-1]),
         replace(table, blocks=table.blocks + 10_000),
+        replace(table, blocks=table.blocks - 10_000),
     ):
         with pytest.raises(AssertionError, match="rings of"):
             kernels.plan(replace(whole, tables=(broken,)), layout, [0])

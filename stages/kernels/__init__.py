@@ -55,7 +55,7 @@ class Kernels(Protocol):
 
     @property
     def name(self) -> str:
-        """The kernel set and its variant, for the numerics id."""
+        """The kernel set, its variant and what else decides its rounding, for the numerics id."""
 
     @property
     def row_invariant(self) -> bool:

@@ -92,23 +92,24 @@ async def run(client: AsyncClient, workload: Workload) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since each process of the service began, and this one."""
+    """CPU seconds that processes have used since they began."""
 
     stages: float
-    service: float
-    """All others that `serve` has started, itself included."""
+    others: float
+    """Of the service: whatever else `serve` has started, itself included."""
     client: float
+    """This process."""
 
     @classmethod
-    def of(cls, serve: int, stages: set[int]) -> Usage:
-        """Until now."""
-        root, seconds = psutil.Process(serve), {}
+    def of(cls, serve_pid: int, stage_pids: set[int]) -> Usage:
+        """Up to now, of the processes below `serve_pid`."""
+        root, seconds = psutil.Process(serve_pid), {}
         for each in (root, *root.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):  # Ray's come and go
                 seconds[each.pid] = sum(each.cpu_times()[:2])
         own = sum(psutil.Process().cpu_times()[:2])
-        used = sum(seconds[pid] for pid in stages)
-        return cls(used, sum(seconds.values()) - used, own)
+        stages = sum(seconds[pid] for pid in stage_pids)
+        return cls(stages, sum(seconds.values()) - stages, own)
 
     def cores(self, before: Usage, wall_s: float) -> dict[str, float]:
         """What was used since then, in cores."""
@@ -121,12 +122,12 @@ async def run_all(service: Service, job: Job) -> tuple[dict[str, Any], Stats]:
     runs = {}
     async with AsyncClient(service.target) as client:
         await run(client, job.warm_up)
-        serve = service.process.pid
-        stages = {process.pid for process in (await client.stats()).processes if process.role == "stage"}
+        serve_pid = service.process.pid
+        stage_pids = {process.pid for process in (await client.stats()).processes if process.role == "stage"}
         for workload in job.workloads:
-            before = Usage.of(serve, stages)
+            before = Usage.of(serve_pid, stage_pids)
             runs[workload.name] = done = await run(client, workload)
-            done["cores"] = Usage.of(serve, stages).cores(before, done["wall_s"])
+            done["cores"] = Usage.of(serve_pid, stage_pids).cores(before, done["wall_s"])
         return runs, await client.stats()
 
 

@@ -120,8 +120,8 @@ class NativeKernels:
             self._frequency.data_ptr(),
         )
         variant = self._library.tramontane_variant().decode()
-        numbers = f"{dtype}-{quantize}" if quantize else dtype
-        self.name = f"native-{variant}-{numbers}@{build.source_digest()[:8]}"
+        kinds = f"{dtype}-{quantize}" if quantize else dtype
+        self.name = f"native-{variant}-{kinds}@{build.source_digest()[:8]}"
         self.row_invariant = True
 
     def pack_embedding(self, embedding_VD: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ class NativeKernels:
         return own_pages((layers, blocks, numbers), self._dtype)
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
-        whole = torch.int16 if self._dtype == torch.bfloat16 else torch.int32  # numpy has no bfloat16
-        numbers, bits = storage.view(whole).numpy(), torch.tensor(value, dtype=self._dtype).view(whole).item()
+        as_bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32  # numpy has no bfloat16
+        numbers, bits = storage.view(as_bits).numpy(), torch.tensor(value, dtype=self._dtype).view(as_bits).item()
         for block in blocks.tolist():
             numbers[:, block] = bits
 
@@ -271,7 +271,7 @@ class NativeKernels:
 
 
 def _float32(*parts: Tensor) -> Tensor:
-    """The rows of the matrices, one below the other, as packing takes them: float32 and contiguous."""
+    """The rows of the matrices, one below the other, as the library takes them: float32 and contiguous."""
     if len(parts) == 1 and parts[0].dtype == torch.float32 and parts[0].is_contiguous():
         return parts[0]
     lengths = [len(part) for part in parts]

@@ -2,13 +2,15 @@
 //
 // A query walks over its visible positions in tiles of TILE absolute positions and keeps the largest score, the sum and
 // the weighted values so far (online softmax; Milakov and Gimelshein, "Online normalizer calculation for softmax",
-// 2018). The order of every sum is decided by absolute positions and dimensions alone, and a position out of sight adds
-// nothing, its value being left out or replaced by 0: a row's bits depend on its own sequence only, and no NaN can come
-// from places that it does not see.
+// 2018). The order of every sum is decided by absolute positions and dimensions alone (in bfloat16 by the block's size
+// as well, where that is odd: a word holds neighbouring places of a block), and a position out of sight adds nothing,
+// its value being left out or replaced by 0: a row's bits depend on its own sequence only, and no NaN can come from
+// places that it does not see.
 //
 // Keys and values are read where they lie, and multiplied as a weight's words are: queries, and the weights e^score,
 // are a product's operands. With the instructions for it both are bfloat16, as in Flash Attention (Dao et al., 2022);
-// the sum that divides is of the rounded weights. What the next tile has is fetched meanwhile.
+// the sum that divides is of the rounded weights. What the next tile has, or the next unit's first, is fetched
+// meanwhile.
 #pragma once
 
 #include <limits>
@@ -69,9 +71,8 @@ struct Workspace {
 /// Ask for what lies `distance` words beyond V vectors of words, where there is one.
 template <int V>
 inline void fetch(const uint32_t* words, int64_t distance) {
-    constexpr int LINE = 16;
     if (distance)
-        for (int word = 0; word < V * WIDTH; word += LINE) __builtin_prefetch(words + distance + word);
+        for (int word = 0; word < V * WIDTH; word += LINE / 4) __builtin_prefetch(words + distance + word);
 }
 
 /// Products of N queries with the keys of V vectors of places. `keys` are words [hd / n][places], n numbers a word;
@@ -101,7 +102,8 @@ struct Part {
     Range range;
     int32_t start;           // the position of the block's first place
     const uint32_t *keys, *values;
-    int64_t ahead;           // how many words further on those lie that the next tile has here; 0 where there is none
+    int64_t ahead;           // words from here to the keys, and so to the values, that are wanted next: the next
+                             // tile's, or the next unit's first; 0 where they are these
 };
 
 /// Add the values of the positions `seen` of some parts, weighted, to V vectors of N queries' sums. `weights` begin
@@ -153,10 +155,11 @@ public:
         : shape_(shape), pieces_(pieces), layout_(layout), cache_(cache), qkv_(qkv), qkv_stride_(qkv_stride),
           attended_(attended), attended_stride_(attended_stride), scale_(1.0f / std::sqrt(float(shape.head_dim))) {}
 
-    /// `next` is what this thread is likely to work on next: its first tile is fetched with the last of these.
+    /// `next` is what this thread is likely to work on next: with the last tile of `queries`, what it begins with is
+    /// fetched, in as many parts as that tile has.
     void operator()(const Queries& queries, const Queries& next, const Workspace<Value>& space) const {
         const int count = queries.count();
-        int32_t begin = std::numeric_limits<int32_t>::max(), end = 0;
+        const auto [begin, end] = positions_of(queries);
         for (int query = 0; query < count; ++query) {
             const int32_t row = queries.row(query), position = pieces_.position_of(row, queries.piece);
             const float* from = qkv_ + row * qkv_stride_ + queries.head(query) * shape_.head_dim;
@@ -165,8 +168,6 @@ public:
             space.last[query] = position;
             space.most[query] = -std::numeric_limits<float>::infinity();
             store(space.sums_of(query), Floats{});
-            begin = std::min(begin, space.first_visible[query]);
-            end = std::max(end, position + 1);
         }
         std::memset(space.weighted, 0, count * space.padded_dim * sizeof(float));
         // What a word reads beside the tile is weighted by 0.
@@ -178,7 +179,7 @@ public:
         for (int32_t tile = begin / TILE * TILE; tile < end; tile += TILE) {
             const Range range{std::max(begin, tile), std::min(end, tile + TILE)};
             const bool last = tile + TILE >= end;
-            const Range coming = last ? seen_by(next) : Range{tile + TILE, end};
+            const Range coming = last ? positions_of(next) : Range{tile + TILE, end};
             const int found = find_parts(queries, range, last ? next : queries, coming, parts);
             // A pass at a time, so that scores and weights stay in the first cache, as the tile does between passes.
             by_tiles<ROWS>(count, [&](int first, auto rows) {
@@ -199,12 +200,12 @@ private:
     using Operand = typename Cached<Value>::Operand;
 
     /// The positions that any of the queries sees.
-    Range seen_by(const Queries& queries) const {
+    Range positions_of(const Queries& queries) const {
         const int32_t position = pieces_.position_of(queries.first_row, queries.piece);
         return {pieces_.first_visible(position), position + queries.rows};
     }
 
-    /// The parts of a range within a tile, and how many there are. Next come the positions `coming` of `next`.
+    /// The parts of a range within a tile, and how many there are. Their `ahead` leads to `next`'s positions `coming`.
     int find_parts(const Queries& queries, Range range, const Queries& next, Range coming, Part* parts) const {
         const int32_t size = pieces_.plan.block, coming_tile = coming.low / TILE * TILE;
         int count = 0;

@@ -7,8 +7,11 @@
 namespace tramontane {
 
 /// Query rows (positions x query heads of a KV head) of one unit of attention at most, about: a tile's keys and values
-/// come to the first cache once for all of them. Fewer where that leaves threads without work.
-constexpr int UNIT_QUERIES = 192, UNITS_OF_A_THREAD = 2;
+/// come to the first cache once for all of them.
+constexpr int UNIT_QUERIES = 192;
+
+/// Units that there should be for each thread at least, about: of few rows they are smaller.
+constexpr int UNITS_OF_A_THREAD = 2;
 
 /// Turn each head's pairs (i, i + hd / 2) by the row's angles.
 inline void rotate(float* heads, int count, const float* cosines, const float* sines, int head_dim) {
@@ -72,8 +75,8 @@ struct AttentionUnits {
     AttentionUnits(Arena& arena, const Shape& shape, const Pieces& pieces, int threads)
         : piece(arena.take<int32_t>(pieces.plan.rows)), first_row(arena.take<int32_t>(pieces.plan.rows)),
           rows(arena.take<int32_t>(pieces.plan.rows)), group(shape.heads / shape.kv_heads) {
-        const int32_t even = pieces.plan.rows * shape.heads / (UNITS_OF_A_THREAD * threads);
-        const int32_t most = std::max(1, std::min(UNIT_QUERIES, even) / group);
+        const int32_t share = pieces.plan.rows * shape.heads / (UNITS_OF_A_THREAD * threads);
+        const int32_t most = std::max(1, std::min(UNIT_QUERIES, share) / group);
         for (int number = 0; number < pieces.plan.pieces; ++number)
             for (int32_t row = pieces.start[number]; row < pieces.start[number + 1]; row += most, ++count) {
                 piece[count] = number;

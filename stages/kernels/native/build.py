@@ -77,8 +77,8 @@ def library() -> ctypes.CDLL:
 
 
 def source_digest() -> str:
-    """SHA-256, in hex, over what is compiled: what decides the order of sums and each rounding."""
-    digest = hashlib.sha256()
+    """SHA-256, in hex, over the sources and FLAGS: with the variant, all of ours that decides rounding."""
+    digest = hashlib.sha256("\n".join(FLAGS).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h*")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
@@ -146,7 +146,7 @@ def cache_folder() -> Path:
 
 def _key(variant: Variant, version: str) -> str:
     """Over everything that decides what comes out."""
-    said = "\n".join([version, *FLAGS, *variant.flags, source_digest()])
+    said = "\n".join([version, *variant.flags, source_digest()])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ class Engine:
     def call(self, name: str, *arguments: object) -> int | None:
         """A function that works on several threads: those that the calling one wants, but no more than it has cores.
 
-        What it answers, if it does.
+        Returns the library's answer: None of a function that has none.
         """
         answer: int | None = getattr(self.library, f"tramontane_{name}")(self._handle, _threads(), *arguments)
         return answer

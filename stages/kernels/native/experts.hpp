@@ -116,7 +116,8 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
     });
 }
 
-/// The gate's value of each expert for a row: a few experts at once, since one would wait for its own sum.
+/// A row's gate values [E], of the gate [E, D] and the row [D], rounded as the model's dtype: a few experts at once,
+/// since one would wait for its own sum.
 template <class Value>
 void gate_row(float* gates, const float* gate, int32_t experts, const float* row, int32_t dim) {
     by_tiles<4>(experts, [&](int first, auto some) {
@@ -140,12 +141,14 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
     team.share(
         rows,
         [&](int row) {
-            float *normed = memory.normed_rows + int64_t(row) * dim, *gates = memory.gates + row * pairs.experts;
+            float* normed = memory.normed_rows + int64_t(row) * dim;
+            float* gates = memory.gates + int64_t(row) * pairs.experts;
             norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
             memory.normed.prepare(row, normed);
-            // A dense model has no gate: its one expert is chosen for all.
-            gates[0] = 0;
-            if (layer.gate) gate_row<Value>(gates, layer.gate, pairs.experts, normed, dim);
+            if (layer.gate)
+                gate_row<Value>(gates, layer.gate, pairs.experts, normed, dim);
+            else
+                gates[0] = 0;  // a dense model's one expert is chosen for all
             pairs.choose(row, gates);
         },
         [&] { pairs.group(); });

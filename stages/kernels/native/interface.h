@@ -89,8 +89,8 @@ int64_t tramontane_packed_bytes(int32_t weights, int32_t outputs, int32_t inputs
 void tramontane_pack(int32_t weights, const float* first, const float* second, int32_t outputs, int32_t inputs,
                      void* panels);
 
-// Whether every row of a plan has a place: the rings are as long as they must be, hold `blocks` ids in all, and these
-// are of a pool of so many.
+// 1 where every row of a plan has a place, else 0: each ring is as long as its piece needs, the rings hold `blocks` ids
+// in all, and each id is in 0 .. `pool` - 1.
 int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool);
 
 // Numbers that a block of one layer takes in the cache.
@@ -106,13 +106,13 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
                        const float* from, float* to);
 
 // Rows [T, D] as float32, from and to the model's dtype: row i is number `numbers[i]` of `from`, or i where that is
-// null. 0 and nothing done where a number is not below `from_rows`.
+// null. `widen` returns 1; or 0, and nothing done, where one of `numbers` is not in 0 .. `from_rows` - 1.
 int32_t tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, int32_t from_rows,
                          const int32_t* numbers, int32_t rows, int32_t dim, float* to);
 void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to);
 
-// The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M. 0 and
-// nothing done where a number is not below `from_rows`.
+// The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M. Returns
+// as `widen`.
 int32_t tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm, const Matrix* head,
                         int32_t rows, const float* from, int32_t from_rows, const int32_t* numbers, float* logits);
 

@@ -97,8 +97,8 @@ void stream_panel(typename Weights::Sums (*sums)[VECTORS], const uint32_t* panel
         end[row] = begin[row] + most * Weights::PER_WORD;
     }
     const auto work = [&](const uint32_t* from, const auto& inputs, int64_t count, const uint32_t* coming) {
-        tile<Weights, N, VECTORS, WORD_BYTES / LINE>(*sums, from, inputs, count,
-                                                     {reinterpret_cast<const char*>(coming), WORD_BYTES});
+        tile<Weights, N, VECTORS, STEP_BYTES / LINE>(*sums, from, inputs, count,
+                                                     {reinterpret_cast<const char*>(coming), STEP_BYTES});
     };
     work(panel, begin, most, panel + ahead * COLUMNS);
     work(panel + most * COLUMNS, end, ahead, next);
@@ -110,10 +110,10 @@ template <class Weights>
 void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, const auto& operands, const Rows& rows,
                int64_t input, int64_t count, const uint32_t* next, int64_t coming) {
     const int64_t passes = (rows.count + ROWS - 1) / ROWS * (VECTORS / span_of(ROWS));
-    Fetch fetch{reinterpret_cast<const char*>(next), (coming * WORD_BYTES + passes * count - 1) / (passes * count)};
+    Fetch fetch{reinterpret_cast<const char*>(next), (coming * STEP_BYTES + passes * count - 1) / (passes * count)};
     by_tiles<ROWS>(rows.count, [&](int first, auto tile_rows) {
         // Two passes or more share what comes.
-        constexpr int N = decltype(tile_rows)::value, SPAN = span_of(N), LINES = WORD_BYTES / LINE / 2;
+        constexpr int N = decltype(tile_rows)::value, SPAN = span_of(N), LINES = STEP_BYTES / LINE / 2;
         const typename Weights::Operand* inputs[N];
         for (int row = 0; row < N; ++row) inputs[row] = operands.values + rows[first + row] * operands.stride + input;
         for (int vector = 0; vector < VECTORS; vector += SPAN, fetch.place += fetch.step * count)
@@ -122,7 +122,7 @@ void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, c
 }
 
 /// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
-/// `next` is where the panel begins that this thread is likely to work on next; null where none is known.
+/// `next` is where the panel begins that this thread is likely to work on next.
 template <class Weights, class Finish>
 void panel_product(const Matrix& matrix, int number, const Operands<Weights>& operands, const Rows& rows,
                    const uint32_t* next, Finish&& finish) {

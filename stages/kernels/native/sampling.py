@@ -32,7 +32,10 @@ def sample(
             (rows.top_k, np.int32),
             (rows.top_p, np.float32),
             (rows.min_p, np.float32),
-            (uniform(rows.seed, position_M) if rows.temperature.any() else np.zeros(count), np.float64),
+            (
+                uniform(rows.seed, position_M) if rows.temperature.any() else np.zeros(count),
+                np.float64,
+            ),  # greedy ones need none
             (rows.banned, np.int32),
             (rows.banned_count, np.int32),
         )

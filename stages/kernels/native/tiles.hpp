@@ -211,8 +211,8 @@ struct Int8 {
     }
 };
 
-/// A line of the caches, in bytes; and a word of a panel in memory.
-constexpr int LINE = 64, WORD_BYTES = COLUMNS * 4;
+/// Bytes of a line of the caches, and of what a step of the tile reads: a word of each of a panel's outputs.
+constexpr int LINE = 64, STEP_BYTES = COLUMNS * 4;
 
 /// Memory to bring into the caches meanwhile: from `place` on, `step` bytes further with each word.
 struct Fetch {
