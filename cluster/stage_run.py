@@ -3,10 +3,8 @@
     upstream link ── receive thread ──▶ arrived ── step loop ──▶ leaving ── send thread ──▶ downstream link
                      rows into the stage's inbox   (caller of `run`)                        watched for its end
 
-Rows arrive by the receive thread and large outputs leave by the send thread while the stage computes, so a neighbour
-that computes never blocks a send. What is small leaves from the step loop itself. The first stage has no receive
-thread: its step loop reads the link, and meanwhile the socket, or the router's buffer, holds the few token ids that
-come. To wake a thread would take longer than either.
+The stage computes while the next microbatch arrives and a large one leaves, so a neighbour that computes never blocks
+a send. What is small leaves from the step loop itself: waking a thread for it would take longer than sending it.
 Whichever part fails ends the whole, once, and both links with it: the break goes on to both neighbours.
 """
 
@@ -15,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol, TypeAlias
 
 from tramontane.cluster.channel import Channel, ChannelClosed
@@ -36,7 +33,7 @@ class Steps(Protocol):
 
     @property
     def is_first(self) -> bool:
-        """No rows arrive with its microbatches, so its step loop receives them."""
+        """No rows arrive with its microbatches."""
 
     def inbox(self, tokens: int) -> memoryview:
         """Room for the rows of so many tokens; steps take them in the order in which they were handed out."""
@@ -82,13 +79,10 @@ class StageRun:
             downstream = self._join_downstream(dial())
             threads.append(self._start(self._watch, downstream))
             upstream = self._wait_upstream()
+            threads.append(self._start(self._receive, upstream))
             threads.append(self._start(self._send, downstream))
-            next_one: Callable[[], Microbatch] = partial(self._next, upstream)
-            if not self._stage.is_first:
-                threads.append(self._start(self._receive, upstream))
-                next_one = self._arrived.get
             while True:
-                self._step(next_one(), downstream)
+                self._step(self._arrived.get(), downstream)
         except ChannelClosed:
             pass
         except LinkClosed as error:
@@ -149,28 +143,19 @@ class StageRun:
             self._leaving.put((microbatch, output))
 
     def _receive(self, upstream: Link) -> None:
-        while True:
-            self._arrived.put(self._next(upstream))
-
-    def _next(self, upstream: Link) -> Microbatch:
-        """Wait for the next microbatch of this epoch.
-
-        Raises:
-            ChannelClosed: the link is closed, or carried something else, and the run has ended for that reason.
-        """
         try:
             while True:
                 message = upstream.receive(None if self._stage.is_first else self._inbox)
                 if not isinstance(message, Microbatch):
                     raise LinkClosed(f"it sent {type(message).__name__}")
                 if message.epoch == self.epoch:
-                    return message
-                log.warning(
-                    "%s drops step %d of epoch %d at epoch %d", self._name, message.step, message.epoch, self.epoch
-                )
+                    self._arrived.put(message)
+                else:
+                    log.warning(
+                        "%s drops step %d of epoch %d at epoch %d", self._name, message.step, message.epoch, self.epoch
+                    )
         except LinkClosed as error:
             self.end(f"upstream: {error}")
-            raise ChannelClosed from None
 
     def _inbox(self, microbatch: Microbatch, size: int) -> memoryview:
         """The stage's own buffer; it must not see rows of a microbatch that is dropped."""

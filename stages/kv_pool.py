@@ -86,7 +86,7 @@ class Binding:
         Raises:
             StaleEpoch: it belongs to another binding.
             OutOfOrder: it is not the step after the last.
-            ValueError: it is larger than was agreed, or goes beyond the context.
+            ValueError: it is larger than was agreed, goes beyond the context, or its pieces are not its rows.
         """
         if microbatch.epoch != self.epoch:
             raise StaleEpoch(f"microbatch of epoch {microbatch.epoch}; the stage is bound at {self.epoch}")
@@ -94,7 +94,10 @@ class Binding:
             raise OutOfOrder(f"microbatch has step {microbatch.step}; the next is {self.next_step}")
         if not 0 < len(microbatch.tokens) <= self.max_tokens:
             raise ValueError(f"microbatch has {len(microbatch.tokens)} tokens; the stage takes 1 to {self.max_tokens}")
-        last = int((microbatch.first + microbatch.length).max()) - 1
+        length = microbatch.length
+        if length.min() < 1 or length.sum() != len(microbatch.tokens):
+            raise ValueError(f"microbatch has pieces of {length} rows, and {len(microbatch.tokens)} tokens")
+        last = int(microbatch.position.max())
         if last >= self.context:
             raise ValueError(f"microbatch has a token at position {last}; the context is {self.context}")
         self.next_step += 1

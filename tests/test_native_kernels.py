@@ -350,6 +350,11 @@ def test_rings_that_are_too_short_are_refused():
     ):
         with pytest.raises(AssertionError, match="rings of"):
             kernels.plan(replace(whole, tables=(broken,)), layout, [0])
+    for lengths in ([3], [5], [-4]):
+        with pytest.raises(AssertionError, match="rings of"):
+            kernels.plan(replace(whole, length=np.array(lengths, np.int32)), layout, [0])
+    with pytest.raises(AssertionError, match="rings of"):
+        kernels.plan(replace(whole, first=whole.first - 10), layout, [0])
 
 
 def test_rows_of_different_length_share_a_call_with_long_ones(folder):

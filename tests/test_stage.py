@@ -140,6 +140,14 @@ def test_rows_may_arrive_before_their_step(folder):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("lengths", [[1, 1], [4, 4], [9, -2], [7, 0]])
+def test_pieces_that_are_not_the_rows_are_refused_before_anything_is_computed(folder, lengths):
+    driven = drive(folder)
+    whole = driven.microbatch((driven.sequence(PROMPT), 4), (driven.sequence(PROMPT), 3))
+    with pytest.raises(ValueError, match=r"pieces of \[.*\] rows, and 7 tokens"):
+        driven.stages[0].step(replace(whole, length=np.array(lengths, np.int32)))
+
+
 def test_a_refused_step_lets_its_rows_go(folder):
     driven = drive(folder, [1, 3])
     first, last = driven.stages

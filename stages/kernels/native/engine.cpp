@@ -113,13 +113,15 @@ void tramontane_pack(int32_t weights, const float* first, const float* second, i
 }
 
 int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool) {
-    int64_t held = 0;
+    int64_t held = 0, rows = 0;
     for (int32_t piece = 0; piece < plan->pieces; ++piece) {
-        const int32_t last = (plan->first[piece] + plan->length[piece] - 1) / plan->block;
-        if (plan->held[piece] < std::min(last + 1, plan->ring)) return 0;
+        const int64_t first = plan->first[piece], length = plan->length[piece];
+        if (first < 0 || length < 1) return 0;
+        if (plan->held[piece] < std::min<int64_t>((first + length - 1) / plan->block + 1, plan->ring)) return 0;
         held += plan->held[piece];
+        rows += length;
     }
-    return held == blocks && all_below(plan->blocks, blocks, pool);
+    return rows == plan->rows && held == blocks && all_below(plan->blocks, blocks, pool);
 }
 
 int64_t tramontane_cache_block(const Shape* shape, int32_t block) { return CacheLayout(*shape, block).block; }
