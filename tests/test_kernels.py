@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
-from kernel_sets import KERNELS, NATIVE
+from kernel_sets import KERNELS, NATIVE, NEEDS_GPU
 from models import random_tensors, save_tensors
 
 from tramontane.stages.config import EXAMPLE
@@ -265,9 +265,7 @@ def test_a_missing_device_is_named():
         choose_kernels(EXAMPLE, dtype="float32", device="cuda")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=NEEDS_GPU) for dtype in ("float32", "bfloat16")])
 def test_cuda_agrees_with_the_reference(config, dtype):
     layer, rows = random_layer(config, dtype), torch.randn(12, config.dim).to(TORCH_DTYPES[dtype])
     found = attention(CudaKernels(config, dtype, "cuda"), layer, rows, config)

@@ -341,20 +341,20 @@ def test_rings_that_are_too_short_are_refused():
     kernels, layout = NativeKernels(EXAMPLE, "float32"), make_layout(EXAMPLE, chunk=8, block=4)
     whole = microbatch(make_layout(replace(EXAMPLE, windows=EXAMPLE.windows[:1]), chunk=8, block=4), [9], [4])
     table = whole.tables[0]
-    for broken in (
-        replace(table, held=table.held - 1, blocks=table.blocks[:-1]),
-        replace(table, held=table.held[:0]),  # of no piece
-        replace(table, blocks=table.blocks[:-1]),
-        replace(table, blocks=table.blocks + 10_000),
-        replace(table, blocks=table.blocks - 10_000),
+    length = np.array([1], np.int32)
+    for broken, message in (
+        ({"tables": (replace(table, held=table.held - 1, blocks=table.blocks[:-1]),)}, "are needed"),
+        ({"tables": (replace(table, held=table.held[:0]),)}, "0 rings of 1 pieces"),
+        ({"tables": (replace(table, blocks=table.blocks[:-1]),)}, "blocks in rings of"),
+        ({"tables": (replace(table, blocks=table.blocks + 10_000),)}, "blocks of a pool"),
+        ({"tables": (replace(table, blocks=table.blocks - 10_000),)}, "blocks of a pool"),
+        ({"length": length * 3}, "pieces of other rows"),
+        ({"length": length * 5}, "pieces of other rows"),
+        ({"length": length * -4}, "a piece without a place"),
+        ({"first": whole.first - 10}, "a piece without a place"),
     ):
-        with pytest.raises(AssertionError, match="rings of"):
-            kernels.plan(replace(whole, tables=(broken,)), layout, [0])
-    for lengths in ([3], [5], [-4]):
-        with pytest.raises(AssertionError, match="rings of"):
-            kernels.plan(replace(whole, length=np.array(lengths, np.int32)), layout, [0])
-    with pytest.raises(AssertionError, match="rings of"):
-        kernels.plan(replace(whole, first=whole.first - 10), layout, [0])
+        with pytest.raises(AssertionError, match=message):
+            kernels.plan(replace(whole, **broken), layout, [0])
 
 
 def test_rows_of_different_length_share_a_call_with_long_ones(folder):

@@ -188,11 +188,11 @@ class NativeKernels:
         pointers = (each.ctypes.data for each in kept)
         window = layout.windows[index] or 0
         struct = interface.Plan(len(microbatch.tokens), len(microbatch.first), *pointers, block, ring, window)
-        pool = layout.pool_blocks[index]
         # The library reads and writes wherever a table points.
-        fits = len(table.held) == len(microbatch.first)
-        fits = fits and self._library.tramontane_plan_fits(ctypes.byref(struct), len(table.blocks), pool)
-        assert fits, f"rings of {table.held} blocks, {len(table.blocks)} in all, of a pool of {pool}, ring {ring}"
+        pool, pieces = layout.pool_blocks[index], len(microbatch.first)
+        assert len(table.held) == pieces, f"{len(table.held)} rings of {pieces} pieces"
+        flaw = self._library.tramontane_plan_flaw(ctypes.byref(struct), len(table.blocks), pool)
+        assert flaw is None, f"{flaw.decode()}: {table.held}, {len(table.blocks)} in all, a pool of {pool}"
         return NativePlan(struct, kept)
 
     def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:

@@ -112,16 +112,19 @@ void tramontane_pack(int32_t weights, const float* first, const float* second, i
     });
 }
 
-int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool) {
+const char* tramontane_plan_flaw(const Plan* plan, int64_t blocks, int32_t pool) {
     int64_t held = 0, rows = 0;
     for (int32_t piece = 0; piece < plan->pieces; ++piece) {
         const int64_t first = plan->first[piece], length = plan->length[piece];
-        if (first < 0 || length < 1) return 0;
-        if (plan->held[piece] < std::min<int64_t>((first + length - 1) / plan->block + 1, plan->ring)) return 0;
+        if (first < 0 || length < 1) return "a piece without a place";
+        if (plan->held[piece] < std::min<int64_t>((first + length - 1) / plan->block + 1, plan->ring))
+            return "more blocks are needed";
         held += plan->held[piece];
         rows += length;
     }
-    return rows == plan->rows && held == blocks && all_below(plan->blocks, blocks, pool);
+    if (rows != plan->rows) return "pieces of other rows";
+    if (held != blocks) return "other blocks in rings of these sizes";
+    return all_below(plan->blocks, blocks, pool) ? nullptr : "not all are blocks of a pool of this size";
 }
 
 int64_t tramontane_cache_block(const Shape* shape, int32_t block) { return CacheLayout(*shape, block).block; }

@@ -89,9 +89,9 @@ int64_t tramontane_packed_bytes(int32_t weights, int32_t outputs, int32_t inputs
 void tramontane_pack(int32_t weights, const float* first, const float* second, int32_t outputs, int32_t inputs,
                      void* panels);
 
-// 1 where every row of a plan has a place, else 0: the pieces have `rows` rows in all, each ring is as long as its piece
-// needs, the rings hold `blocks` ids in all, and each id is in 0 .. `pool` - 1.
-int32_t tramontane_plan_fits(const Plan* plan, int64_t blocks, int32_t pool);
+// Null where every row of a plan has a place, else why not: the pieces must have `rows` rows in all, each ring be as
+// long as its piece needs, the rings hold `blocks` ids in all, and each id be in 0 .. `pool` - 1.
+const char* tramontane_plan_flaw(const Plan* plan, int64_t blocks, int32_t pool);
 
 // Numbers that a block of one layer takes in the cache.
 int64_t tramontane_cache_block(const Shape* shape, int32_t block);

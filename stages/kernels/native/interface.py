@@ -86,7 +86,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("destroy", None, pointer),
         ("packed_bytes", c_int64, int32, int32, int32, int32),
         ("pack", None, int32, pointer, pointer, int32, int32, pointer),
-        ("plan_fits", int32, POINTER(Plan), c_int64, int32),
+        ("plan_flaw", c_char_p, POINTER(Plan), c_int64, int32),
         ("cache_block", c_int64, shape, int32),
         ("attention", None, pointer, int32, shape, block, pointer, pointer),
         ("experts", None, pointer, int32, shape, layer, int32, pointer, pointer),
