@@ -30,9 +30,11 @@ from tramontane.client.errors import (
     UnknownStatus,
 )
 from tramontane.client.types import (
+    AdmissionStats,
     Completion,
     Delta,
     FinishReason,
+    GatewayStats,
     HealthStatus,
     ModelInfo,
     ProcessStats,
@@ -46,6 +48,7 @@ from tramontane.client.wire import GenerateArguments
 
 __all__ = [
     "Aborted",
+    "AdmissionStats",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",
@@ -57,6 +60,7 @@ __all__ = [
     "FailedPrecondition",
     "FieldViolation",
     "FinishReason",
+    "GatewayStats",
     "GenerateArguments",
     "HealthStatus",
     "Internal",

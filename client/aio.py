@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -14,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tramontane.client import wire
 from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions
-from tramontane.client.errors import Cancelled, from_rpc_error
+from tramontane.client.errors import Cancelled, StatusError, from_rpc_error
+from tramontane.client.retrying import retry_after_s
 from tramontane.client.transcript import Transcript, TranscriptView
 from tramontane.client.types import Completion, Delta, HealthStatus, ModelInfo, Stats
 from tramontane.client.wire import GenerateArguments, Prompt
@@ -22,6 +24,7 @@ from tramontane.protos import serving_pb2, serving_pb2_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Start: TypeAlias = "Callable[[float], grpc.aio.UnaryStreamCall[Any, serving_pb2.GenerateEvent]]"
 
 
 class AsyncStream(TranscriptView):
@@ -30,15 +33,16 @@ class AsyncStream(TranscriptView):
     An async context manager and async iterator. `TranscriptView` says what else can be read from it, and when.
     """
 
-    def __init__(
-        self,
-        call: grpc.aio.UnaryStreamCall[serving_pb2.GenerateRequest, serving_pb2.GenerateEvent],
-        transcript: Transcript,
-    ) -> None:
+    def __init__(self, start: _Start, transcript: Transcript, timeout_s: float, *, retry_refused: bool) -> None:
+        """`start` makes a call that may take so many seconds."""
         super().__init__(transcript)
-        self._call = call
-        self._events: AsyncIterator[serving_pb2.GenerateEvent] = call.__aiter__()
-        self._closed = False
+        self._start = start
+        self._deadline_s = time.monotonic() + timeout_s
+        self._retry_refused = retry_refused
+        self._closed = asyncio.Event()
+        self._waiting = False
+        self._call = start(timeout_s)
+        self._events: AsyncIterator[serving_pb2.GenerateEvent] = self._call.__aiter__()
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,32 +62,51 @@ class AsyncStream(TranscriptView):
             StatusError: the call ended with an error; its class says which.
             ProtocolError: the server's events contradict each other; the call is cancelled.
         """
-        try:
-            async for event in self._events:
-                delta = self._transcript.feed(event)
-                if delta is not None:
-                    return delta
-            if self._closed:
-                raise asyncio.CancelledError  # as gRPC does at its first read after a cancel
-            self._transcript.close()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, request_id=self.request_id) from None
-        except asyncio.CancelledError:
-            # gRPC raises this for a call that we cancelled, too; only a task that is being cancelled may see it.
-            if self._closed and not _task_is_cancelled():
-                raise Cancelled("the stream was closed", request_id=self.request_id) from None
-            self.close()
-            raise
-        except BaseException:
-            self.close()
-            raise
-        raise StopAsyncIteration
+        while True:
+            try:
+                async for event in self._events:
+                    delta = self._transcript.feed(event)
+                    if delta is not None:
+                        return delta
+                if self._closed.is_set():
+                    raise asyncio.CancelledError  # as gRPC does at its first read after a cancel
+                self._transcript.close()
+            except grpc.aio.AioRpcError as error:
+                await self._wait_to_retry(from_rpc_error(error, request_id=self.request_id))
+            except asyncio.CancelledError:
+                # gRPC raises this for a call that we cancelled, too; only a task that is being cancelled may see it.
+                if self._closed.is_set() and not _task_is_cancelled():
+                    raise Cancelled("the stream was closed", request_id=self.request_id) from None
+                self.close()
+                raise
+            except BaseException:
+                self.close()
+                raise
+            else:
+                raise StopAsyncIteration
 
     def close(self) -> None:
         """Cancel the request; nothing happens once it has ended."""
-        if not self._call.done():
-            self._closed = True
+        if not self._call.done() or self._waiting:
+            self._closed.set()
             self._call.cancel()
+
+    async def _wait_to_retry(self, error: StatusError) -> None:
+        """Start another call when the server will have room; raises the error where there is no other try."""
+        left_s = self._deadline_s - time.monotonic()
+        delay_s = retry_after_s(error, begun=self._transcript.begun, left_s=left_s) if self._retry_refused else None
+        if delay_s is None:
+            raise error from None
+        self._waiting = True
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._closed.wait()
+            raise Cancelled("the stream was closed", request_id=self.request_id)
+        except TimeoutError:
+            self._call = self._start(self._deadline_s - time.monotonic())
+            self._events = self._call.__aiter__()
+        finally:
+            self._waiting = False
 
 
 def _task_is_cancelled() -> bool:
@@ -135,10 +158,14 @@ class AsyncClient:
             TypeError, ValueError: something cannot be sent (`wire.generate_request`); no call is made.
         """
         request = wire.generate_request(prompt, **arguments)
-        call = next(self._connect().generating).GenerateStream(
-            request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=self.options.wait
-        )
-        return AsyncStream(call, Transcript(request))
+
+        def start(timeout_s: float) -> grpc.aio.UnaryStreamCall[Any, serving_pb2.GenerateEvent]:
+            call: grpc.aio.UnaryStreamCall[Any, serving_pb2.GenerateEvent] = next(
+                self._connect().generating
+            ).GenerateStream(request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=self.options.wait)
+            return call
+
+        return AsyncStream(start, Transcript(request), timeout_s, retry_refused=self.options.retry_refused)
 
     async def generate(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **arguments: Unpack[GenerateArguments]

@@ -74,6 +74,9 @@ class ClientOptions:
     """Allow the token to travel beyond this machine without TLS, where anyone on the way can read it."""
     wait: bool = True
     """Generating calls wait under their deadline for a server that serves; else they fail at once with Unavailable."""
+    retry_refused: bool = True
+    """A request that a full server refuses is tried again when the server says, as long as its deadline allows; else
+    ResourceExhausted is raised at once."""
     max_message_bytes: int = 64 * 1024 * 1024
     """Of one request or response."""
     attempts: int = 4

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tramontane.client import wire
 from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions
-from tramontane.client.errors import from_rpc_error
+from tramontane.client.errors import Cancelled, StatusError, from_rpc_error
+from tramontane.client.retrying import retry_after_s
 from tramontane.client.transcript import Transcript, TranscriptView
 from tramontane.client.types import Completion, Delta, HealthStatus, ModelInfo, Stats
 from tramontane.client.wire import GenerateArguments, Prompt
@@ -20,6 +23,7 @@ from tramontane.protos import serving_pb2, serving_pb2_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Start: TypeAlias = "Callable[[float], grpc.CallIterator[serving_pb2.GenerateEvent]]"
 
 
 class Stream(TranscriptView):
@@ -28,9 +32,14 @@ class Stream(TranscriptView):
     A context manager and an iterator. `TranscriptView` says what else can be read from it, and when.
     """
 
-    def __init__(self, call: grpc.CallIterator[serving_pb2.GenerateEvent], transcript: Transcript) -> None:
+    def __init__(self, start: _Start, transcript: Transcript, timeout_s: float, *, retry_refused: bool) -> None:
+        """`start` makes a call that may take so many seconds."""
         super().__init__(transcript)
-        self._call = call
+        self._start = start
+        self._deadline_s = time.monotonic() + timeout_s
+        self._retry_refused = retry_refused
+        self._closed = threading.Event()
+        self._call = start(timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -48,22 +57,37 @@ class Stream(TranscriptView):
             StatusError: the call ended with an error; its class says which.
             ProtocolError: the server's events contradict each other; the call is cancelled.
         """
-        try:
-            for event in self._call:
-                delta = self._transcript.feed(event)
-                if delta is not None:
-                    return delta
-            self._transcript.close()
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, request_id=self.request_id) from None
-        except BaseException:
-            self.close()
-            raise
-        raise StopIteration
+        while True:
+            try:
+                for event in self._call:
+                    delta = self._transcript.feed(event)
+                    if delta is not None:
+                        return delta
+                self._transcript.close()
+            except grpc.RpcError as error:
+                self._wait_to_retry(from_rpc_error(error, request_id=self.request_id))
+            except BaseException:
+                self.close()
+                raise
+            else:
+                raise StopIteration
 
     def close(self) -> None:
         """Cancel the request; nothing happens once it has ended. May be called from another thread."""
+        self._closed.set()
         self._call.cancel()  # type: ignore[no-untyped-call]
+
+    def _wait_to_retry(self, error: StatusError) -> None:
+        """Start another call when the server will have room; raises the error where there is no other try."""
+        left_s = self._deadline_s - time.monotonic()
+        delay_s = retry_after_s(error, begun=self._transcript.begun, left_s=left_s) if self._retry_refused else None
+        if delay_s is None:
+            raise error from None
+        if self._closed.wait(delay_s):
+            raise Cancelled("the stream was closed", request_id=self.request_id) from None
+        self._call = self._start(self._deadline_s - time.monotonic())
+        if self._closed.is_set():  # meanwhile, by another thread
+            self._call.cancel()  # type: ignore[no-untyped-call]
 
 
 class Client:
@@ -124,10 +148,14 @@ class Client:
             TypeError, ValueError: something cannot be sent (`wire.generate_request`); no call is made.
         """
         request = wire.generate_request(prompt, **arguments)
-        call = next(self._generating).GenerateStream(
-            request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=self.options.wait
-        )
-        return Stream(call, Transcript(request))
+
+        def start(timeout_s: float) -> grpc.CallIterator[serving_pb2.GenerateEvent]:
+            call: grpc.CallIterator[serving_pb2.GenerateEvent] = next(self._generating).GenerateStream(
+                request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=self.options.wait
+            )
+            return call
+
+        return Stream(start, Transcript(request), timeout_s, retry_refused=self.options.retry_refused)
 
     def generate(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **arguments: Unpack[GenerateArguments]

@@ -33,6 +33,11 @@ class Transcript:
         self._finished: serving_pb2.Finished | None = None
 
     @property
+    def begun(self) -> bool:
+        """An event has come."""
+        return self._started is not None
+
+    @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self._texts)

@@ -120,6 +120,18 @@ class ProcessStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStats:
+    """Counters of one gateway since it started."""
+
+    name: str
+    """`0` is gateway 0."""
+    refusal_bounds_s: tuple[float, ...]
+    """Upper bounds of the counts, ascending; the last one is infinite."""
+    refusal_counts: tuple[int, ...]
+    """Calls that ended with RESOURCE_EXHAUSTED, by the time from their arrival to the status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
     """Counters of one stage since it was loaded."""
 
@@ -131,6 +143,28 @@ class StageStats:
     """Microbatches that it stepped through."""
     tokens: int
     """Their rows, prompts and decode together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionStats:
+    """Whom a router has refused since it started, and what it estimates now. None where nothing was measured."""
+
+    refused_queue_full: int = 0
+    """As many requests waited as may (max-waiting)."""
+    refused_queue_wait: int = 0
+    """They would have waited too long (max-queue-wait)."""
+    refused_deadline: int = 0
+    """They could not have ended before their deadline."""
+    estimated_wait_s: float | None = None
+    """What a request that came now would wait until its prefill begins."""
+    seats: int = 0
+    """Sequences that may run (max-running)."""
+    decode_step_s: float | None = None
+    """A decode step of as many rows as are worth while."""
+    max_step_s: float | None = None
+    """The longest step while others decode, unless decode alone takes half of it (max-step)."""
+    prompt_row_s: float | None = None
+    """A token of a prompt, in a step that is made anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +193,7 @@ class RouterStats:
     """KV blocks that sequences hold now, one entry a window class."""
     kv_blocks_total: tuple[int, ...]
     """KV blocks that there are, one entry a window class."""
+    admission: AdmissionStats = AdmissionStats()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,3 +203,4 @@ class Stats:
     processes: tuple[ProcessStats, ...]
     stages: tuple[StageStats, ...]
     routers: tuple[RouterStats, ...]
+    gateways: tuple[GatewayStats, ...] = ()

@@ -10,7 +10,16 @@ from typing import TypeAlias, TypedDict
 
 from grpc_health.v1 import health_pb2
 
-from tramontane.client.types import HealthStatus, ModelInfo, ProcessStats, RouterStats, StageStats, Stats
+from tramontane.client.types import (
+    AdmissionStats,
+    GatewayStats,
+    HealthStatus,
+    ModelInfo,
+    ProcessStats,
+    RouterStats,
+    StageStats,
+    Stats,
+)
 from tramontane.protos import serving_pb2
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -143,6 +152,14 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
             )
             for process in response.processes
         ),
+        gateways=tuple(
+            GatewayStats(
+                name=gateway.name,
+                refusal_bounds_s=tuple(gateway.refusal_bounds_s),
+                refusal_counts=tuple(gateway.refusal_counts),
+            )
+            for gateway in response.gateways
+        ),
         stages=tuple(
             StageStats(name=stage.name, busy_ns=stage.busy_ns, steps=stage.steps, tokens=stage.tokens)
             for stage in response.stages
@@ -160,9 +177,26 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
                 in_flight_microbatches=router.in_flight_microbatches,
                 kv_blocks_used=tuple(router.kv_blocks_used),
                 kv_blocks_total=tuple(router.kv_blocks_total),
+                admission=_admission(router.admission),
             )
             for router in response.routers
         ),
+    )
+
+
+def _admission(stats: serving_pb2.AdmissionStats) -> AdmissionStats:
+    def measured(field: str) -> float | None:
+        return getattr(stats, field) if stats.HasField(field) else None
+
+    return AdmissionStats(
+        refused_queue_full=stats.refused_queue_full,
+        refused_queue_wait=stats.refused_queue_wait,
+        refused_deadline=stats.refused_deadline,
+        estimated_wait_s=measured("estimated_wait_s"),
+        seats=stats.seats,
+        decode_step_s=measured("decode_step_s"),
+        max_step_s=measured("max_step_s"),
+        prompt_row_s=measured("prompt_row_s"),
     )
 
 

@@ -22,7 +22,14 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
-from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters, process_facts
+from tramontane.cluster.stats import (
+    GatewayCounters,
+    ProcessFacts,
+    RouterCounters,
+    ServiceStats,
+    StageCounters,
+    process_facts,
+)
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.cores import keep_to, share_of_cores
@@ -179,13 +186,7 @@ class Router:
             self._name,
             node_id(),
             self._stages,
-            routing.RouterOptions(
-                layout=self._spec.layout,
-                context=self._spec.context,
-                max_batch_tokens=self._spec.max_batch_tokens,
-                max_waiting=self._spec.max_waiting,
-                decode_groups=self._spec.decode_groups,
-            ),
+            self._spec.scheduler,
             secret=_secret(),
             sockets=_sockets(),
             host=_tcp_host(),
@@ -260,8 +261,8 @@ class Gateway:
     async def gone(self) -> str:
         return await asyncio.shield(self._gone)
 
-    async def stats(self) -> ProcessFacts:
-        return process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
+    async def stats(self) -> tuple[GatewayCounters, ProcessFacts]:
+        return self._plain.stats(), process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
 
     async def close(self) -> None:
         if self._gateway is not None and not self._gone.done():

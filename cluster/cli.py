@@ -84,6 +84,25 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 )
 @click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Requests that may wait.")
 @click.option(
+    "--max-queue-wait",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refuse requests that would wait longer, by estimate, beyond the first few. 0 is never.",
+)
+@click.option(
+    "--max-running",
+    type=click.IntRange(1),
+    help="Sequences that run at a time. Default: as many as raise measured tokens/s.",
+)
+@click.option(
+    "--max-step",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Longest step while others decode. Default: 1.5 decode steps of as many rows as raise measured tokens/s.",
+)
+@click.option(
     "--decode-groups", type=click.IntRange(1, 64), help="Microbatches that decode goes round in. Default: one a stage."
 )
 @click.option("--cpus-per-stage", type=click.FloatRange(0, min_open=True), help="Default: what nodes have for each.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from tramontane.cluster.text import CompletionText
 from tramontane.cluster.validation import Request
 from tramontane.protos import serving_pb2 as pb
 
+JITTER = 4 / 3
 FINISH_REASONS = {EndReason.STOP_TOKEN: pb.STOP_TOKEN, EndReason.LENGTH: pb.LENGTH}
 FAILURES = {
     EndReason.REFUSED: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -24,7 +26,7 @@ FAILURES = {
     EndReason.NOT_FINITE: grpc.StatusCode.INTERNAL,
 }
 FAILURE_SENTENCES = {
-    EndReason.REFUSED: "the waiting queue is full",
+    EndReason.REFUSED: "too many requests wait",
     EndReason.IMPOSSIBLE: "the request could not run even alone",
     EndReason.DEADLINE: "the deadline passed",
     EndReason.BROKEN: "the pipeline broke",
@@ -172,6 +174,12 @@ def _failure(finished: Finished, *, retry: bool) -> CallError:
     return CallError(
         FAILURES[finished.reason],
         finished.detail or FAILURE_SENTENCES[finished.reason],
-        retry_after_s=RETRY_AFTER_S if finished.reason is EndReason.REFUSED else None,
+        retry_after_s=_retry_after_s(finished) if finished.reason is EndReason.REFUSED else None,
         retry=retry,
     )
+
+
+def _retry_after_s(finished: Finished) -> float:
+    """What the router says, or a second, drawn out by up to a third so that those refused together come back apart."""
+    retry_after_s = RETRY_AFTER_S if finished.retry_after_ms is None else finished.retry_after_ms / 1e3
+    return retry_after_s * random.uniform(1.0, JITTER)  # noqa: S311  (no secret)

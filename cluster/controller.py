@@ -105,10 +105,11 @@ class Controller:
         return ServiceStats(
             processes=(
                 self._process_facts(),
-                *gateways,
+                *(facts for _, facts in gateways),
                 *(facts for _, facts in routers),
                 *(facts for _, facts in stages),
             ),
+            gateways=tuple(counters for counters, _ in gateways),
             stages=tuple(counters for counters, _ in stages),
             routers=tuple(counters for counters, _ in routers),
         )

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tramontane.cluster.admission import RefusalReason, Refused
 from tramontane.cluster.async_link import AsyncLink
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel, EndReason, Finished, Load, Submit, Tokens
-from tramontane.cluster.scheduler import Emitted, QueueFull, Scheduler
+from tramontane.cluster.scheduler import Emitted, Scheduler
 from tramontane.cluster.sequence import Sequence
 from tramontane.stages.microbatch import Microbatch
 
@@ -56,7 +57,7 @@ class Ticket:
     last_token: float | None = None
     timer: asyncio.TimerHandle | None = None
 
-    def finished(self, reason: EndReason, detail: str, now: float) -> Finished:
+    def finished(self, reason: EndReason, detail: str, now: float, retry_after_s: float | None) -> Finished:
         """The last message about it."""
         started = now if self.started is None else self.started
         first = now if self.first_token is None else self.first_token
@@ -68,6 +69,7 @@ class Ticket:
             queue_ms=(started - self.arrived) * 1e3,
             prefill_ms=(first - started) * 1e3,
             decode_ms=(last - first) * 1e3,
+            retry_after_ms=None if retry_after_s is None else retry_after_s * 1e3,
         )
 
 
@@ -80,6 +82,8 @@ class Desk:
         self._peers: set[Peer] = set()
         self._tickets: dict[int, Ticket] = {}
         self._next_sequence = 0
+        self.refused = dict.fromkeys(RefusalReason, 0)
+        """Requests that were not taken, since the start."""
         self._broken: str | None = None
 
     async def serve(self, link: AsyncLink, name: str) -> None:
@@ -94,7 +98,7 @@ class Desk:
                     case Submit():
                         self._submit(peer, message)
                     case Cancel():
-                        self._cancel(peer, message.request)
+                        self._cancel(peer, message.request, completed=message.completed)
                     case _:
                         log.error("%s sent %s; its link is closed", name, type(message).__name__)
                         return
@@ -133,6 +137,11 @@ class Desk:
         for ticket, reason in ends:
             self._end(ticket, reason, "")
 
+    def turn_away(self) -> None:
+        """End those that waited and can no longer end in time."""
+        for sequence, refusal in self._scheduler.turned_away():
+            self._refuse(self._tickets[sequence], refusal)
+
     def break_all(self, reason: str) -> None:
         """The pipeline is gone: every request ends, and so will all that come."""
         self._broken = reason
@@ -168,9 +177,9 @@ class Desk:
             self._end(ticket, EndReason.BROKEN, self._broken)
             return
         try:
-            self._scheduler.add(Sequence.from_submit(ticket.sequence, submit))
-        except QueueFull as error:
-            self._end(ticket, EndReason.REFUSED, str(error))
+            self._scheduler.add(Sequence.from_submit(ticket.sequence, submit, ticket.arrived), ticket.arrived)
+        except Refused as refusal:
+            self._refuse(ticket, refusal)
             return
         except ValueError as error:
             self._end(ticket, EndReason.IMPOSSIBLE, str(error))
@@ -181,10 +190,10 @@ class Desk:
         log.info("request %s: accepted, %d prompt tokens", ticket.request_id, len(submit.tokens))
         self._wake()
 
-    def _cancel(self, peer: Peer, number: int) -> None:
+    def _cancel(self, peer: Peer, number: int, *, completed: bool = False) -> None:
         ticket = peer.tickets.get(number)
         if ticket is not None:  # it may have ended while the Cancel was on its way
-            self._scheduler.cancel(ticket.sequence)
+            self._scheduler.cancel(ticket.sequence, completed=completed)
             self._forget(ticket)
             log.info("request %s: cancelled", ticket.request_id)
             self._wake()
@@ -194,9 +203,13 @@ class Desk:
         self._end(ticket, EndReason.DEADLINE, "")
         self._wake()
 
-    def _end(self, ticket: Ticket, reason: EndReason, detail: str) -> None:
+    def _refuse(self, ticket: Ticket, refusal: Refused) -> None:
+        self.refused[refusal.reason] += 1
+        self._end(ticket, EndReason.REFUSED, str(refusal), refusal.retry_after_s)
+
+    def _end(self, ticket: Ticket, reason: EndReason, detail: str, retry_after_s: float | None = None) -> None:
         self._forget(ticket)
-        ticket.peer.post(ticket.finished(reason, detail, _now()))
+        ticket.peer.post(ticket.finished(reason, detail, _now(), retry_after_s))
         log.info("request %s: %s %s", ticket.request_id, reason, detail)
 
     def _forget(self, ticket: Ticket) -> None:

@@ -1,7 +1,7 @@
 """How the fields of a dataclass go into a frame's header, and come out of it, by their type hints.
 
-A codec is made once for each class: int, float, str, bytes, string enums, flat numpy arrays, dataclasses, `X | None`
-and tuples of any length of these. Whatever is not exactly what the hint says is a mismatch, on both ways.
+A codec is made once for each class: bool, int, float, str, bytes, string enums, flat numpy arrays, dataclasses,
+`X | None` and tuples of any length of these. Whatever is not exactly what the hint says is a mismatch, on both ways.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _codec(hint: Any) -> Codec:
         return dataclass_codec(typing.cast(type, hint))
     if issubclass(hint, enum.StrEnum):
         return _enum_codec(hint)
-    assert hint in (int, float, str, bytes), f"no codec for {hint}"
+    assert hint in (bool, int, float, str, bytes), f"no codec for {hint}"
     return _scalar_codec(hint)
 
 

@@ -27,7 +27,7 @@ from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
-from tramontane.cluster.stats import ServiceStats
+from tramontane.cluster.stats import GatewayCounters, ServiceStats
 from tramontane.cluster.tls import server_credentials
 from tramontane.cluster.tokens import TokenGuard, Tokens
 from tramontane.cluster.validation import request_limit_bytes
@@ -55,6 +55,7 @@ class Gateway:
         self, name: str, model_name: str, *, context: int, fetch_stats: Callable[[], Awaitable[ServiceStats]]
     ) -> None:
         self._name = name
+        self._guard = RequestGuard(request_limit_bytes(context), name.removeprefix("gateway-"))
         self._request_limit_bytes = request_limit_bytes(context)
         self._offer = Offer(model_name, self._on_change)
         self._health = Health(self._statuses)
@@ -71,7 +72,7 @@ class Gateway:
         assert self._server is None, "a gateway starts once"
         host, port = entrance.host, entrance.port
         await check_port(host, port)
-        guards: list[Any] = [RequestGuard(self._request_limit_bytes)]
+        guards: list[Any] = [self._guard]
         if entrance.token_file is not None:
             guards.insert(0, TokenGuard(Tokens(entrance.token_file)))
             self._health.be_discreet()
@@ -98,6 +99,10 @@ class Gateway:
     def generation(self) -> int:
         """Of the route table; below 0 before there is one."""
         return self._offer.generation
+
+    def stats(self) -> GatewayCounters:
+        """Counters since the gateway was made."""
+        return self._guard.counters
 
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tramontane.cluster.errors import CallError
+from tramontane.cluster.stats import GatewayCounters
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +24,9 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
     An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
-    def __init__(self, request_limit_bytes: int) -> None:
+    def __init__(self, request_limit_bytes: int, gateway: str) -> None:
         self._limit = request_limit_bytes
+        self.counters = GatewayCounters(name=gateway)
 
     async def intercept_service(
         self,
@@ -38,9 +41,12 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         async def behaviour(body: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            arrived_s = time.monotonic()
             try:
                 return await answer(self._parse(body, handler.request_deserializer), context)
             except CallError as error:
+                if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    self.counters = self.counters.refused(time.monotonic() - arrived_s)
                 status = error.status()
                 await context.abort(
                     status.code, status.details, trailing_metadata=(*status.trailing_metadata, *error.retry_pushback)

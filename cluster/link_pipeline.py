@@ -70,10 +70,10 @@ class LinkPipeline:
         self._load += len(request.tokens) + request.max_tokens
         self._post(request)
 
-    def cancel(self, request: int) -> None:
+    def cancel(self, request: int, *, completed: bool = False) -> None:
         """See `Pipeline`."""
         if self._open.pop(request, None) is not None:
-            self._post(Cancel(request=request))
+            self._post(Cancel(request=request, completed=completed))
             self._close_if_idle()
 
     def retire(self) -> None:

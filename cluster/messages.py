@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from tramontane.stages.microbatch import Float32Array, Int32Array, Int64Array
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both ends of a link must speak the same number; another one closes the link with a line in the log."""
 
 
@@ -34,7 +34,7 @@ class EndReason(StrEnum):
     LENGTH = "length"
     """`Submit.max_tokens` is reached."""
     REFUSED = "refused"
-    """The waiting queue is full; no stage worked for it."""
+    """Too many wait, or it would end too late; no stage worked for it."""
     IMPOSSIBLE = "impossible"
     """It could not run even in an empty pipeline."""
     DEADLINE = "deadline"
@@ -107,6 +107,8 @@ class Cancel:
 
     request: int
     """`Submit.request`."""
+    completed: bool = False
+    """A stop string has ended it, so its length tells of others'."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,6 +141,8 @@ class Finished:
     """From then until its first token was back from the last stage."""
     decode_ms: float
     """From the first token to the last; 0 where there is only one."""
+    retry_after_ms: float | None = None
+    """When a refused request may be tried again, by estimate; None where nothing is known."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

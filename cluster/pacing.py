@@ -1,16 +1,10 @@
-"""How much at a time: decode rows and prefill tokens of a microbatch, and KV blocks kept back for what is yet to come.
+"""How much at a time: decode rows and prefill tokens of a microbatch.
 
 What leaves stages idle is unequal cost from one microbatch to the next, so work is spread over the microbatches that
 make a round: of decode rows as many as there are groups, of prefill as many as there are stages.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from itertools import islice
-
-from tramontane.cluster.blocks import BlockAllocator
-from tramontane.cluster.sequence import Sequence
 
 WORTH_A_PASS = 64
 """Prefill tokens below which splitting further does not pay: each pass reads all weights again."""
@@ -55,59 +49,3 @@ class Pace:
         rounds = 2 if decoding else 1
         passes = max(1, min(rounds * self._stages, waiting_tokens // WORTH_A_PASS))
         self.prefill_tokens = -(-waiting_tokens // passes)
-
-
-class OutputReserve:
-    """Keeps blocks back for the running: all that their known tokens need, and a share of their possible output.
-
-    The share rises after each preemption and decays with each microbatch. A full ring needs nothing more.
-    """
-
-    START, LEAST, DECAY = 0.5, 0.1, 0.998
-
-    def __init__(self) -> None:
-        self.share = self.START
-
-    def rise(self) -> None:
-        """Half of the way to reserving everything."""
-        self.share += (1.0 - self.share) / 2
-
-    def decay(self) -> None:
-        """From everything to half in some 350 microbatches."""
-        self.share = max(self.LEAST, self.share * self.DECAY)
-
-    def affordable(
-        self, blocks: BlockAllocator, waiting: Iterable[Sequence], running: Iterable[Sequence], seats: int
-    ) -> list[Sequence]:
-        """Those at the head of the queue that fit beside the running; nobody overtakes. At most `seats`."""
-        chosen: list[Sequence] = []
-        spare: list[int] | None = None
-        for sequence in islice(waiting, max(seats, 0)):
-            if not _covers(blocks.free, blocks.needed(len(sequence.tokens))):
-                break
-            if spare is None:  # not before someone may fit: it looks at all the running
-                spare = self._spare(blocks, running)
-            needed = self._needed(blocks, sequence)
-            if not _covers(spare, needed):
-                break
-            spare = [left - need for left, need in zip(spare, needed, strict=True)]
-            chosen.append(sequence)
-        return chosen
-
-    def _spare(self, blocks: BlockAllocator, running: Iterable[Sequence]) -> list[int]:
-        """Free blocks less those that the running are expected to take."""
-        spare = [*blocks.free]
-        for sequence in running:
-            assert sequence.rings is not None
-            for index, (need, held) in enumerate(
-                zip(self._needed(blocks, sequence), sequence.rings.blocks, strict=True)
-            ):
-                spare[index] -= need - len(held)
-        return spare
-
-    def _needed(self, blocks: BlockAllocator, sequence: Sequence) -> list[int]:
-        return blocks.needed(len(sequence.tokens) + int(self.share * sequence.remaining))
-
-
-def _covers(blocks: Iterable[int], needed: Iterable[int]) -> bool:
-    return all(need <= count for need, count in zip(needed, blocks, strict=True))

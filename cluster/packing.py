@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tramontane.cluster.sequence import Phase, Sequence
+from tramontane.cluster.step_cost import StepLoad
 from tramontane.stages.microbatch import (
     BlockTable,
     Int32Array,
@@ -60,22 +61,29 @@ class InFlight:
 
     epoch: int
     step: int
-    decodes: bool
-    """Whether it carries decode rows."""
+    load: StepLoad
+    sent_s: float
+    """When it left, by the caller's clock."""
     sampled: list[tuple[Sequence, int]]
     scored: list[tuple[Sequence, int, int]]
     """... and how many scores."""
 
     @classmethod
-    def of(cls, epoch: int, step: int, pieces: Items[Piece]) -> InFlight:
+    def of(cls, epoch: int, step: int, pieces: Items[Piece], load: StepLoad, sent_s: float) -> InFlight:
         """What to remember about a microbatch of these pieces."""
         return cls(
             epoch=epoch,
             step=step,
-            decodes=any(piece.decodes for piece in pieces),
+            load=load,
+            sent_s=sent_s,
             sampled=[(piece.sequence, piece.sequence.incarnation) for piece in pieces if piece.samples],
             scored=[(p.sequence, p.sequence.incarnation, len(p.scored)) for p in pieces if p.scored],
         )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it carries decode rows."""
+        return self.load.decode_rows > 0
 
     def samples_of(self, result: StepResult) -> Iterator[tuple[Sequence, int, float, bool]]:
         """Sequence, token, log probability and finite, of each sampled row whose incarnation still lives."""

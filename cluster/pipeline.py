@@ -45,8 +45,11 @@ class Pipeline(Protocol):
         """Send a request down. A broken pipeline ends it at once, with reason BROKEN."""
         ...
 
-    def cancel(self, request: int) -> None:
-        """Free what a request holds; its receiver hears nothing more. Nothing happens where it has already ended."""
+    def cancel(self, request: int, *, completed: bool = False) -> None:
+        """Free what a request holds; its receiver hears nothing more. Nothing happens where it has already ended.
+
+        `completed` where its text has come to its end.
+        """
         ...
 
     def retire(self) -> None:

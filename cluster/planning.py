@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from tramontane.cluster.entrance import Entrance
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.checkpoint import Checkpoint
@@ -46,6 +47,9 @@ class ServeOptions:
     max_batch_tokens: int
     max_context: int | None
     max_waiting: int
+    max_queue_wait: float
+    max_running: int | None
+    max_step: float | None
     decode_groups: int | None
     cpus_per_stage: float | None
     threads: int | None
@@ -114,12 +118,17 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         dtype=dtype,
         quantize=options.quantize,
         device="",  # this, CPUs and threads depend on the cluster: `fit_to`
-        layout=layout,
-        context=context,
+        scheduler=SchedulerOptions(
+            layout=layout,
+            context=context,
+            max_batch_tokens=options.max_batch_tokens,
+            max_waiting=options.max_waiting,
+            decode_groups=options.decode_groups,
+            max_queue_wait_s=options.max_queue_wait,
+            max_running=options.max_running,
+            max_step_s=options.max_step,
+        ),
         sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
-        max_batch_tokens=options.max_batch_tokens,
-        max_waiting=options.max_waiting,
-        decode_groups=options.decode_groups,
         cpus_per_stage=0.0,
         threads=0,
         entrance=options.entrance,

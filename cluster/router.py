@@ -10,10 +10,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tramontane.cluster.admission import RefusalReason
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.desk import Desk
 from tramontane.cluster.doors import Address
@@ -21,7 +21,10 @@ from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.scheduler import Scheduler
-from tramontane.cluster.stats import RouterCounters
+from tramontane.cluster.scheduler_options import SchedulerOptions
+from tramontane.cluster.stats import AdmissionCounters, RouterCounters
+from tramontane.cluster.step_cost import StepCosts
+from tramontane.cluster.warm_up import WarmUp
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import StepResult
 
@@ -51,21 +54,6 @@ class StagePort(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouterOptions:
-    """What a router must know of the service."""
-
-    layout: KVLayout
-    context: int
-    """Prompt and completion together, in tokens."""
-    max_batch_tokens: int
-    """Rows of one microbatch."""
-    max_waiting: int
-    """Requests that may wait for room."""
-    decode_groups: int | None = None
-    """Microbatches over which decoding sequences are spread; None is one a stage."""
-
-
 class Router:
     """Owns the sequences of one pipeline and all that is known about them."""
 
@@ -74,7 +62,7 @@ class Router:
         name: str,
         node: str,
         stages: Sequence[StagePort],
-        options: RouterOptions,
+        options: SchedulerOptions,
         *,
         secret: bytes,
         sockets: Path,
@@ -86,14 +74,8 @@ class Router:
         self._stages = stages
         self._options = options
         self._secret = secret
-        self._scheduler = Scheduler(
-            options.layout,
-            stages=len(stages),
-            max_batch_tokens=options.max_batch_tokens,
-            max_waiting=options.max_waiting,
-            context=options.context,
-            decode_groups=options.decode_groups,
-        )
+        self._costs = StepCosts()
+        self._scheduler = Scheduler(options, stages=len(stages), costs=self._costs)
         self._wake = asyncio.Event()
         self._desk = Desk(self._scheduler, self._wake.set)
         self._listener = AsyncListener(
@@ -149,19 +131,45 @@ class Router:
             secret=self._secret,
             timeout_s=BIND_TIMEOUT_S,
         )
-        first: set[asyncio.Future[Any]] = {self._results, self._broken}
+        warm_up = asyncio.get_running_loop().create_task(self._warm_up(downlink))
+        ready: set[asyncio.Future[Any]] = {warm_up, self._broken}
         try:
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+            await asyncio.wait(ready, return_when=asyncio.FIRST_COMPLETED)
+            if not self.is_broken:
+                await warm_up
+        except BaseException:
             downlink.close()
             raise
+        finally:
+            warm_up.cancel()
         if self.is_broken:
             downlink.close()
             return
+        uplink = self._results.result()
         self._start(self._send_microbatches(downlink))
-        self._start(self._receive_results(self._results.result(), downlink))
+        self._start(self._receive_results(uplink, downlink))
         self._start(self._desk.report_load())
         self._start(self._watch_progress())
+
+    async def _warm_up(self, downlink: AsyncLink) -> None:
+        """Wait for the last stage's link, and measure what steps cost before anybody waits for one."""
+        loop, uplink = asyncio.get_running_loop(), await asyncio.shield(self._results)
+
+        async def run(scheduler: Scheduler) -> None:
+            while scheduler.outstanding_tokens:
+                while (microbatch := scheduler.schedule(self._epoch, self._step, loop.time())) is not None:
+                    self._step += 1
+                    downlink.post(microbatch)
+                result = await uplink.receive()
+                assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
+                scheduler.update(result, loop.time())
+
+        started_s = loop.time()
+        steps = await WarmUp(self._options, len(self._stages), run, loop.time).measure()
+        self._costs.warmed_up(steps)
+        log.info(
+            "%s measured %d sizes in %.2f s: %s", self._name, len(steps), loop.time() - started_s, self._costs.cost
+        )
 
     @property
     def address(self) -> Address:
@@ -192,6 +200,21 @@ class Router:
             in_flight_microbatches=scheduler.in_flight,
             kv_blocks_used=tuple(scheduler.used_blocks),
             kv_blocks_total=tuple(scheduler.total_blocks),
+            admission=self._admission_counters(),
+        )
+
+    def _admission_counters(self) -> AdmissionCounters:
+        refused, capacity = self._desk.refused, self._scheduler.capacity
+        measured = capacity.cost is not None
+        return AdmissionCounters(
+            refused_queue_full=refused[RefusalReason.QUEUE_FULL],
+            refused_queue_wait=refused[RefusalReason.QUEUE_WAIT],
+            refused_deadline=refused[RefusalReason.DEADLINE],
+            estimated_wait_s=self._scheduler.estimated_wait_s,
+            seats=capacity.seats,
+            decode_step_s=capacity.decode_step_s if measured else None,
+            max_step_s=capacity.max_step_s if measured else None,
+            prompt_row_s=capacity.cost.prompt_row_s if capacity.cost is not None else None,
         )
 
     async def close(self) -> None:
@@ -206,14 +229,15 @@ class Router:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                self._launch(downlink)
+                self._launch(downlink, asyncio.get_running_loop().time())
+                self._desk.turn_away()
         finally:
             downlink.close()
 
-    def _launch(self, downlink: AsyncLink) -> None:
+    def _launch(self, downlink: AsyncLink, now: float) -> None:
         """Send all microbatches that may go. Those in flight are few, so nothing has to wait for the socket."""
         try:
-            while (microbatch := self._scheduler.schedule(self._epoch, self._step)) is not None:
+            while (microbatch := self._scheduler.schedule(self._epoch, self._step, now)) is not None:
                 self._step += 1
                 downlink.post(microbatch)
                 self._desk.mark_started(microbatch)
@@ -229,9 +253,11 @@ class Router:
                 assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
                 assert result.epoch == self._epoch, f"result of epoch {result.epoch}, bound at {self._epoch}"
                 self._results_seen += 1
-                emitted = self._scheduler.update(result)
-                self._launch(downlink)
+                now = asyncio.get_running_loop().time()
+                emitted = self._scheduler.update(result, now)
+                self._launch(downlink, now)
                 self._desk.deliver(emitted)
+                self._desk.turn_away()
         except LinkClosed as error:
             self._break(f"link from the last stage: {error}")
         finally:

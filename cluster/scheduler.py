@@ -1,6 +1,7 @@
 """What goes into the next microbatch: waiting + running + token budget + free KV blocks -> Microbatch.
 
-Pure: no torch, no ray, no asyncio, no clock. `schedule` decides, `update` takes the results in, in step order.
+Pure: no torch, no ray, no asyncio, no clock: the time comes in as a number, in seconds. `schedule` decides, `update`
+takes the results in, in step order.
 
     sequence   WAITING --admit--> PREFILL --last chunk sampled--> DECODE --stop, length--> ENDED
                   ^------------------ preempt, restart -------------'
@@ -10,25 +11,21 @@ Pure: no torch, no ray, no asyncio, no clock. `schedule` decides, `update` takes
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import isnan
 from typing import NamedTuple
 
+from tramontane.cluster.admission import Admission, OutputReserve, Refused
+from tramontane.cluster.capacity import Capacity
+from tramontane.cluster.forecast import Forecast
 from tramontane.cluster.messages import EndReason
-from tramontane.cluster.pacing import OutputReserve, Pace
+from tramontane.cluster.pacing import Pace
 from tramontane.cluster.packing import InFlight, Piece, pack
 from tramontane.cluster.roster import Roster
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Phase, Sequence
-from tramontane.stages.kv_layout import KVLayout
+from tramontane.cluster.step_cost import StepCosts, StepLoad
 from tramontane.stages.microbatch import Microbatch, StepResult
-
-
-class QueueFull(Exception):  # noqa: N818  (named like queue.Full and asyncio.QueueFull)
-    """The waiting queue is full; nothing was done for the request."""
-
-    def __init__(self, waiting: int, limit: int) -> None:
-        super().__init__(f"{waiting} requests wait, and the limit (max-waiting) is {limit}")
-        self.waiting = waiting
-        self.limit = limit
 
 
 class Emitted(NamedTuple):
@@ -46,32 +43,27 @@ class Emitted(NamedTuple):
 class Scheduler:
     """Decides for one pipeline, and owns the state of all its sequences.
 
-    `max_batch_tokens` bounds a microbatch's rows, `max_waiting` the requests that were never admitted. Counters count
-    since construction: `tokens` are rows sent, `prompt_tokens` those of prompts whose first token is out. Decoding
-    sequences go round in `decode_groups` microbatches, by default one a stage: each group reads all weights.
+    Counters count since construction: `tokens` are rows sent, `prompt_tokens` those of prompts whose first token is
+    out. Decoding sequences go round in `decode_groups` microbatches, by default one a stage: each group reads all
+    weights. `costs` learn from every step of a full pipe; what they know decides who may come in (`Admission`) and how
+    much prefill goes beside decode.
     """
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        *,
-        stages: int,
-        max_batch_tokens: int,
-        max_waiting: int,
-        context: int,
-        decode_groups: int | None = None,
-    ) -> None:
-        self._layout = layout
+    def __init__(self, options: SchedulerOptions, *, stages: int, costs: StepCosts | None = None) -> None:
+        groups = options.decode_groups or stages
+        self._options = options
         self._stages = stages
-        self._max_batch_tokens = max_batch_tokens
-        self._max_waiting = max_waiting
-        self._context = context
-        self._roster = Roster(layout)
+        self._groups = groups
+        self._most_in_flight = max(stages + 1, groups)
+        self._roster = Roster(options.layout)
         self._reserve = OutputReserve()
-        self._groups = decode_groups or stages
-        self._most_in_flight = max(stages + 1, self._groups)
-        self._pace = Pace(stages, self._groups)
+        self._pace = Pace(stages, groups)
+        self.capacity = Capacity(options, groups, costs or StepCosts())
+        self._forecast = Forecast(self.capacity, stages, groups, options.layout.windows)
+        self._admission = Admission(options, self.capacity, self._forecast, self._roster)
+        self._turned_away: list[tuple[int, Refused]] = []
         self._in_flight: deque[InFlight] = deque()
+        self._last_result_s = 0.0
         self._pieces: dict[int, Piece] = {}  # of the microbatch in the making, by sequence
         self.microbatches = 0
         self.tokens = 0
@@ -100,6 +92,11 @@ class Scheduler:
         return self._roster.outstanding_tokens
 
     @property
+    def estimated_wait_s(self) -> float | None:
+        """What a request that came now would wait until its prefill begins; None while nothing was measured."""
+        return self._admission.estimated_wait_s
+
+    @property
     def used_blocks(self) -> tuple[int, ...]:
         """KV blocks held, one entry a window class."""
         return self._roster.blocks.used
@@ -109,47 +106,63 @@ class Scheduler:
         """KV blocks in all, one entry a window class."""
         return self._roster.blocks.total
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, now: float) -> None:
         """Let a new sequence wait for its turn.
 
         Raises:
-            QueueFull: `max_waiting` others wait already.
+            Refused: too many wait, it would wait too long, or it cannot end in time.
             ValueError: it could not run even alone.
         """
         assert sequence.id not in self._roster.sequences, f"sequence {sequence.id} is here already"
         assert min(sequence.prompt_tokens, sequence.max_tokens) > 0, f"sequence {sequence.id} has nothing to do"
+        layout, context = self._options.layout, self._options.context
         length = sequence.prompt_tokens + sequence.max_tokens
         asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {sequence.max_tokens} = {length}"
-        if length > self._context:
-            raise ValueError(f"{asked}, and the context is {self._context}")
-        if not self._layout.fits(length):
+        if length > context:
+            raise ValueError(f"{asked}, and the context is {context}")
+        if not layout.fits(length):
             blocks = self._roster.blocks
             raise ValueError(f"{asked} need {blocks.needed(length)} KV blocks, and the pools hold {list(blocks.total)}")
-        if self._roster.newcomers >= self._max_waiting:
-            self._admit()  # so that only those count as waiting for whom there is no room
-        if self._roster.newcomers >= self._max_waiting:
-            raise QueueFull(self._roster.newcomers, self._max_waiting)
+        self._admit(now)  # so that only those count as waiting for whom there is no room
+        self._admission.check(sequence, now)
         self._roster.enter(sequence)
+        self._admission.changed()
 
-    def cancel(self, sequence_id: int) -> bool:
-        """Forget a sequence and free what it holds, at once, in flight or not; False if it is not here."""
+    def cancel(self, sequence_id: int, *, completed: bool = False) -> bool:
+        """Forget a sequence and free what it holds, at once, in flight or not; False if it is not here.
+
+        `completed` where its text has come to its end, so that its length tells of others'.
+        """
         sequence = self._roster.sequences.get(sequence_id)
         if sequence is not None:
+            if completed:
+                self._forecast.lengths.ended(max(sequence.generated, 1), sequence.max_tokens)
             self._roster.end(sequence)
+            self._admission.changed()
         return sequence is not None
 
-    def schedule(self, epoch: int, step: int) -> Microbatch | None:
+    def turned_away(self) -> list[tuple[int, Refused]]:
+        """Those that waited and can no longer end in time, since the last call; they are gone."""
+        refused, self._turned_away = self._turned_away, []
+        return refused
+
+    def schedule(self, epoch: int, step: int, now: float) -> Microbatch | None:
         """The microbatch that may leave now, to be sent as this step of this epoch; None when there is none."""
         if len(self._in_flight) >= self._most_in_flight:
             return None
         self._take_decode_rows()
-        self._admit()
+        self._admit(now)
         self._take_chunks()
-        return self._launch(epoch, step) if self._pieces else None
+        return self._launch(epoch, step, now) if self._pieces else None
 
-    def update(self, result: StepResult) -> list[Emitted]:
+    def update(self, result: StepResult, now: float) -> list[Emitted]:
         """Take in the oldest microbatch's results. Those for ended or preempted incarnations are dropped."""
         assert self._in_flight, f"a result of epoch {result.epoch}, step {result.step}, and nothing is in flight"
+        if len(self._in_flight) >= self._stages:  # the pipe was full, so this step cost what passed since the last
+            flight = self._in_flight[0]
+            self.capacity.costs.observe(flight.load, now - max(self._last_result_s, flight.sent_s))
+        self._last_result_s = now
+        self._admission.changed()
         flight = self._in_flight.popleft()
         assert (result.epoch, result.step) == (flight.epoch, flight.step), (
             f"the result is of epoch {result.epoch}, step {result.step}; due is {flight.epoch}, {flight.step}"
@@ -167,6 +180,7 @@ class Scheduler:
         """For a new epoch: all blocks are free, nothing is in flight, and the running wait, to be computed again."""
         self._in_flight.clear()
         self._roster.restart()
+        self._admission.changed()
 
     def _take_decode_rows(self) -> None:
         """An even share of the decoding sequences, those first that have waited longest."""
@@ -180,11 +194,13 @@ class Scheduler:
             if sequence.phase is Phase.DECODE:  # else preempted for an older one
                 self._take(sequence, 1)
 
-    def _admit(self) -> None:
-        """Let the waiting in, by age, while KV holds them beside what the running will need."""
+    def _admit(self, now: float) -> None:
+        """Let the waiting in, by age, while there are seats and KV holds them beside what the running will need."""
         roster = self._roster
-        # Never more than the decode rows of a round: whoever still prefills then finds a row free in some microbatch.
-        seats = self._groups * self._max_batch_tokens - len(roster.running)
+        if not roster.waiting:
+            return
+        self._turn_away(now)
+        seats = self.capacity.seats - len(roster.running)
         admitted = self._reserve.affordable(roster.blocks, roster.waiting.values(), roster.running.values(), seats)
         for sequence in admitted:
             roster.admit(sequence)
@@ -192,14 +208,32 @@ class Scheduler:
             uncomputed = sum(sequence.uncomputed for sequence in roster.prefilling.values())
             self._pace.set_prefill(uncomputed, decoding=bool(roster.decoding))
 
+    def _turn_away(self, now: float) -> None:
+        """Whoever is next, was never admitted and can no longer end in time goes before any stage works for it."""
+        waiting = self._roster.waiting
+        while waiting:
+            head = next(iter(waiting.values()))
+            refusal = None if head.incarnation else self._admission.too_late(head, now)
+            if refusal is None:
+                break
+            self._roster.end(head)
+            self._admission.changed()
+            self._turned_away.append((head.id, refusal))
+
     def _take_chunks(self) -> None:
         """Chunks of known tokens, the oldest sequence's first, until the budget is spent."""
-        budget = min(self._pace.prefill_tokens, self._max_batch_tokens - len(self._pieces))
-        for sequence in list(self._roster.prefilling.values()):
+        roster = self._roster
+        if not roster.prefilling:
+            return
+        budget = min(self._pace.prefill_tokens, self._options.max_batch_tokens - len(self._pieces))
+        if roster.decoding:
+            oldest = next(iter(roster.prefilling.values()))
+            budget = min(budget, self.capacity.prompt_rows(self._load(self._pieces.values()), oldest.computed))
+        for sequence in list(roster.prefilling.values()):
             if budget <= 0:
                 break
             if sequence.phase is Phase.PREFILL:  # else preempted for an older one
-                budget -= self._take(sequence, min(sequence.uncomputed, self._layout.chunk, budget))
+                budget -= self._take(sequence, min(sequence.uncomputed, self._options.layout.chunk, budget))
 
     def _take(self, sequence: Sequence, length: int) -> int:
         """Put a sequence's next tokens into the microbatch in the making: `length`, or what there is room for."""
@@ -236,16 +270,25 @@ class Scheduler:
         self._pieces.pop(sequence.id, None)
         self._roster.take_back(sequence)
 
-    def _launch(self, epoch: int, step: int) -> Microbatch:
+    def _launch(self, epoch: int, step: int, now: float) -> Microbatch:
         pieces = list(self._pieces.values())
         self._pieces.clear()
         microbatch = pack(epoch, step, pieces, self._roster.blocks.take_fresh())
-        assert len(microbatch.tokens) <= self._max_batch_tokens, f"{len(microbatch.tokens)} rows"
-        self._in_flight.append(InFlight.of(epoch, step, pieces))
+        assert len(microbatch.tokens) <= self._options.max_batch_tokens, f"{len(microbatch.tokens)} rows"
+        decode, prompts = self._load(p for p in pieces if p.decodes), self._load(p for p in pieces if not p.decodes)
+        self.capacity.launched(decode)
+        load = StepLoad(decode.decode_rows, prompts.prompt_rows, decode.keys + prompts.keys)
+        self._in_flight.append(InFlight.of(epoch, step, pieces, load, now))
+        for piece in pieces:
+            if piece.first == piece.sequence.incarnation == 0:
+                self._admission.started(piece.sequence, now)
         self._reserve.decay()
         self.microbatches += 1
         self.tokens += len(microbatch.tokens)
         return microbatch
+
+    def _load(self, pieces: Iterable[Piece]) -> StepLoad:
+        return StepLoad.of([(each.first, each.length, each.decodes) for each in pieces], self._options.layout.windows)
 
     def _append(self, sequence: Sequence, token: int, log_probability: float) -> Emitted:
         """A sampled token: the sequence ends with it, or is ready to send it."""
@@ -257,6 +300,7 @@ class Scheduler:
         if token in sequence.stop_set and offset >= sequence.min_tokens:
             end = EndReason.STOP_TOKEN
         if end is not None:
+            self._forecast.lengths.ended(sequence.generated, sequence.max_tokens)
             self._roster.end(sequence)
         return Emitted(sequence.id, token, offset, log_probability, end)
 

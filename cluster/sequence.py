@@ -45,6 +45,12 @@ class Sequence:
     seed: int = 0
     score_prompt: bool = False
     """Whether each prompt row is scored against the prompt's next token."""
+    arrived_s: float = 0.0
+    """By the caller's clock, as the next one."""
+    deadline_s: float | None = None
+    """It has to have ended by then."""
+    estimated_wait_s: float | None = None
+    """What its wait was taken to be when it came; None where no estimate was made."""
 
     tokens: array[int] = field(init=False)
     """The prompt and all that was generated."""
@@ -69,8 +75,8 @@ class Sequence:
         self.stop_set = frozenset(self.stop_ids)
 
     @classmethod
-    def from_submit(cls, sequence_id: int, submit: Submit) -> Sequence:
-        """The sequence that a gateway's message asks for."""
+    def from_submit(cls, sequence_id: int, submit: Submit, now: float) -> Sequence:
+        """The sequence that a gateway's message asks for, which came at `now`."""
         return cls(
             id=sequence_id,
             prompt=submit.tokens,
@@ -82,6 +88,8 @@ class Sequence:
             top_p=submit.top_p,
             min_p=submit.min_p,
             seed=submit.seed,
+            arrived_s=now,
+            deadline_s=None if submit.remaining_ms is None else now + submit.remaining_ms / 1e3,
         )
 
     @property

@@ -116,7 +116,7 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
         weights=spec.quantize or spec.dtype,
         device=spec.device,
     )
-    capacity, chunk = spec.layout.capacity_tokens(), spec.layout.chunk
+    capacity, chunk = spec.scheduler.layout.capacity_tokens(), spec.scheduler.layout.chunk
     events.tell(
         "kv",
         f"KV holds {capacity:,} tokens of short sequences; context {spec.context:,}, chunk {chunk}",

@@ -105,6 +105,7 @@ class Servicer(pb_grpc.ServingServicer):
             raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         return pb.GetStatsResponse(
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
+            gateways=[pb.GatewayStats(**asdict(gateway)) for gateway in stats.gateways],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],
             routers=[pb.RouterStats(**asdict(router)) for router in stats.routers],
         )
@@ -167,7 +168,7 @@ class Servicer(pb_grpc.ServingServicer):
         pipeline, number, submitted_s = self._offer.choose(), next(self._numbers), _now()
         remaining_ms = None if deadline_s is None else max(deadline_s - submitted_s, 0.0) * 1e3
         clock = Clock(now=_now, arrived_s=arrived_s, submitted_s=submitted_s)
-        completion = Completion(request, model, clock, stop=partial(pipeline.cancel, number))
+        completion = Completion(request, model, clock, stop=partial(pipeline.cancel, number, completed=True))
         self._open[number] = pipeline, completion
         log.info("request %s: %d prompt tokens, to %s", request.request_id, len(request.tokens), pipeline.name)
         try:

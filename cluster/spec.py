@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 
 from tramontane.cluster.entrance import Entrance
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.stages.kv_layout import KVLayout
 
 NAMESPACE = "tramontane"
@@ -37,15 +38,9 @@ class ServiceSpec:
     """int8: the weights of all products are held in 8 bits. None: in `dtype`."""
     device: str
     """cpu or cuda."""
-    layout: KVLayout
-    context: int
-    """Prompt and completion together, in tokens."""
+    scheduler: SchedulerOptions
     sampleable_ids: int
     """Ids from this one on are spare rows of the embedding, never sampled."""
-    max_batch_tokens: int
-    max_waiting: int
-    decode_groups: int | None
-    """Microbatches that decode goes round in; None is one a stage."""
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""
@@ -57,6 +52,11 @@ class ServiceSpec:
     def stages(self) -> int:
         """Stages of a pipeline."""
         return len(self.spans)
+
+    @property
+    def context(self) -> int:
+        """Prompt and completion together, in tokens."""
+        return self.scheduler.context
 
     @property
     def path(self) -> Path:
@@ -79,7 +79,11 @@ class ServiceSpec:
     def decode(cls, record: bytes) -> ServiceSpec:
         """Read a record of `encode`."""
         values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
-        nested = {"layout": KVLayout(**values["layout"]), "entrance": Entrance(**values["entrance"])}
+        scheduler = values["scheduler"]
+        nested = {
+            "scheduler": SchedulerOptions(**(scheduler | {"layout": KVLayout(**scheduler["layout"])})),
+            "entrance": Entrance(**values["entrance"]),
+        }
         return cls(**(values | nested))
 
 

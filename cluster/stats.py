@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -37,6 +39,28 @@ class StageCounters(StageStats):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdmissionCounters:
+    """Whom a router has refused since it started, and what it estimates now. None where nothing was measured."""
+
+    refused_queue_full: int
+    """`max_waiting` requests waited."""
+    refused_queue_wait: int
+    """They would have waited longer than `max_queue_wait_s`."""
+    refused_deadline: int
+    """They could not have ended before their deadline."""
+    estimated_wait_s: float | None
+    """What a request that came now would wait until its prefill begins."""
+    seats: int
+    """Sequences that may run."""
+    decode_step_s: float | None
+    """A decode step of as many rows as are worth while."""
+    max_step_s: float | None
+    """The longest step while others decode, unless decode alone takes half of it."""
+    prompt_row_s: float | None
+    """A token of a prompt, in a step that is made anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RouterCounters:
     """What a router has done since it started, and how full it is."""
 
@@ -62,6 +86,28 @@ class RouterCounters:
     """KV blocks that sequences hold now, one entry a window class."""
     kv_blocks_total: tuple[int, ...]
     """KV blocks that there are, one entry a window class."""
+    admission: AdmissionCounters
+
+
+REFUSAL_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayCounters:
+    """What a gateway has done since it started."""
+
+    name: str
+    """`0` is gateway 0."""
+    refusal_bounds_s: tuple[float, ...] = REFUSAL_BOUNDS_S
+    refusal_counts: tuple[int, ...] = (0,) * len(REFUSAL_BOUNDS_S)
+    """Calls that ended with RESOURCE_EXHAUSTED, by the time from their arrival to the status: each count is of those
+    that took at most its bound, and longer than the bound before."""
+
+    def refused(self, seconds: float) -> GatewayCounters:
+        """The counters after one more refusal."""
+        counts = [*self.refusal_counts]
+        counts[bisect_left(self.refusal_bounds_s, seconds)] += 1
+        return replace(self, refusal_counts=tuple(counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +115,7 @@ class ServiceStats:
     """One reading of all of them."""
 
     processes: tuple[ProcessFacts, ...]
+    gateways: tuple[GatewayCounters, ...]
     stages: tuple[StageCounters, ...]
     routers: tuple[RouterCounters, ...]
 

@@ -223,14 +223,16 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("processes", "stages", "routers")
+    __slots__ = ("processes", "stages", "routers", "gateways")
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     processes: _containers.RepeatedCompositeFieldContainer[ProcessStats]
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     routers: _containers.RepeatedCompositeFieldContainer[RouterStats]
-    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ...) -> None: ...
+    gateways: _containers.RepeatedCompositeFieldContainer[GatewayStats]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("role", "name", "node", "pid", "start_time_s", "cpu_s")
@@ -248,6 +250,16 @@ class ProcessStats(_message.Message):
     cpu_s: float
     def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., start_time_s: _Optional[float] = ..., cpu_s: _Optional[float] = ...) -> None: ...
 
+class GatewayStats(_message.Message):
+    __slots__ = ("name", "refusal_bounds_s", "refusal_counts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    refusal_bounds_s: _containers.RepeatedScalarFieldContainer[float]
+    refusal_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., refusal_bounds_s: _Optional[_Iterable[float]] = ..., refusal_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class StageStats(_message.Message):
     __slots__ = ("name", "busy_ns", "steps", "tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -261,7 +273,7 @@ class StageStats(_message.Message):
     def __init__(self, name: _Optional[str] = ..., busy_ns: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class RouterStats(_message.Message):
-    __slots__ = ("name", "microbatches", "tokens", "prompt_tokens", "completion_tokens", "preemptions", "waiting", "running", "in_flight_microbatches", "kv_blocks_used", "kv_blocks_total")
+    __slots__ = ("name", "microbatches", "tokens", "prompt_tokens", "completion_tokens", "preemptions", "waiting", "running", "in_flight_microbatches", "kv_blocks_used", "kv_blocks_total", "admission")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +285,7 @@ class RouterStats(_message.Message):
     IN_FLIGHT_MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     microbatches: int
     tokens: int
@@ -284,4 +297,25 @@ class RouterStats(_message.Message):
     in_flight_microbatches: int
     kv_blocks_used: _containers.RepeatedScalarFieldContainer[int]
     kv_blocks_total: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., microbatches: _Optional[int] = ..., tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., in_flight_microbatches: _Optional[int] = ..., kv_blocks_used: _Optional[_Iterable[int]] = ..., kv_blocks_total: _Optional[_Iterable[int]] = ...) -> None: ...
+    admission: AdmissionStats
+    def __init__(self, name: _Optional[str] = ..., microbatches: _Optional[int] = ..., tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., in_flight_microbatches: _Optional[int] = ..., kv_blocks_used: _Optional[_Iterable[int]] = ..., kv_blocks_total: _Optional[_Iterable[int]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ...) -> None: ...
+
+class AdmissionStats(_message.Message):
+    __slots__ = ("refused_queue_full", "refused_queue_wait", "refused_deadline", "estimated_wait_s", "seats", "decode_step_s", "max_step_s", "prompt_row_s")
+    REFUSED_QUEUE_FULL_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_QUEUE_WAIT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    SEATS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ROW_S_FIELD_NUMBER: _ClassVar[int]
+    refused_queue_full: int
+    refused_queue_wait: int
+    refused_deadline: int
+    estimated_wait_s: float
+    seats: int
+    decode_step_s: float
+    max_step_s: float
+    prompt_row_s: float
+    def __init__(self, refused_queue_full: _Optional[int] = ..., refused_queue_wait: _Optional[int] = ..., refused_deadline: _Optional[int] = ..., estimated_wait_s: _Optional[float] = ..., seats: _Optional[int] = ..., decode_step_s: _Optional[float] = ..., max_step_s: _Optional[float] = ..., prompt_row_s: _Optional[float] = ...) -> None: ...

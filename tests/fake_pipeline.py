@@ -16,7 +16,14 @@ from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.served_model import ServedModel
-from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters
+from tramontane.cluster.stats import (
+    AdmissionCounters,
+    GatewayCounters,
+    ProcessFacts,
+    RouterCounters,
+    ServiceStats,
+    StageCounters,
+)
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.config import EXAMPLE
 
@@ -75,7 +82,7 @@ class FakePipeline:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def cancel(self, request: int) -> None:
+    def cancel(self, request: int, *, completed: bool = False) -> None:
         if self.open.pop(request, None) is not None:
             self.cancelled.append(request)
 
@@ -161,6 +168,7 @@ def tiny_model(*, context: int = CONTEXT, tokenizer: Tokenizer | None = None) ->
 async def fake_stats() -> ServiceStats:
     return ServiceStats(
         processes=(ProcessFacts(role="gateway", name="0", node="n", pid=7, start_time_s=1.5, cpu_s=0.25),),
+        gateways=(GatewayCounters(name="0"),),
         stages=(StageCounters(name="0.1", busy_ns=5, steps=3, tokens=9),),
         routers=(
             RouterCounters(
@@ -175,6 +183,16 @@ async def fake_stats() -> ServiceStats:
                 in_flight_microbatches=8,
                 kv_blocks_used=(1, 2),
                 kv_blocks_total=(10, 20),
+                admission=AdmissionCounters(
+                    refused_queue_full=1,
+                    refused_queue_wait=2,
+                    refused_deadline=3,
+                    estimated_wait_s=0.5,
+                    seats=4,
+                    decode_step_s=0.25,
+                    max_step_s=0.375,
+                    prompt_row_s=None,
+                ),
             ),
         ),
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from tramontane.cluster.messages import EndReason
 from tramontane.cluster.scheduler import Emitted, Scheduler
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Phase, Sequence
 from tramontane.stages.kv_layout import KVLayout, blocks_held, ring_blocks
 from tramontane.stages.microbatch import Microbatch, StepResult
@@ -226,14 +227,14 @@ class FakePipeline:
         self.stages = stages
         self.decode_groups = decode_groups or stages
         self.max_batch_tokens = max_batch_tokens
-        self.scheduler = Scheduler(
-            layout,
-            stages=stages,
+        options = SchedulerOptions(
+            layout=layout,
+            context=context,
             max_batch_tokens=max_batch_tokens,
             max_waiting=max_waiting,
-            context=context,
             decode_groups=decode_groups,
         )
+        self.scheduler = Scheduler(options, stages=stages)
         self.fake = FakeStages(layout, epoch=1)
         self.step = 0
         self.pipe: deque[tuple[Microbatch, bool]] = deque()
@@ -247,7 +248,7 @@ class FakePipeline:
 
     def add(self, sequence_id: int, prompt: list[int], max_tokens: int = 8, **options: object) -> Stream:
         sequence = Sequence(id=sequence_id, prompt=prompt, max_tokens=max_tokens, **options)
-        self.scheduler.add(sequence)
+        self.scheduler.add(sequence, now=0.0)
         stream = Stream(sequence, expect(sequence, self.layout.windows), arrival=len(self.streams))
         self.streams.append(stream)
         self.live[sequence_id] = stream
@@ -266,7 +267,7 @@ class FakePipeline:
         incarnation = oldest.sequence.incarnation if oldest else 0
         if self.careless:
             self.scheduler._reserve.share = 0.0
-        microbatch = self.scheduler.schedule(self.fake.epoch, self.step)
+        microbatch = self.scheduler.schedule(self.fake.epoch, self.step, now=0.0)
         if oldest:
             assert oldest.sequence.incarnation == incarnation, "the oldest was preempted"
         if microbatch is None:
@@ -299,7 +300,7 @@ class FakePipeline:
     def deliver(self) -> list[Emitted]:
         """The oldest microbatch goes through the stages and comes back."""
         microbatch, _ = self.pipe.popleft()
-        emitted = self.scheduler.update(self.fake.step(microbatch))
+        emitted = self.scheduler.update(self.fake.step(microbatch), now=0.0)
         for item in emitted:
             stream = self.live[item.sequence]
             assert item.offset == len(stream.tokens)

@@ -19,7 +19,8 @@ import torch
 
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import EndReason, Finished, Submit
-from tramontane.cluster.router import Router, RouterOptions
+from tramontane.cluster.router import Router
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import plan_kv
@@ -104,7 +105,7 @@ class LocalPipeline:
             dtype=dtype,
             block=block,
         )
-        self.options = RouterOptions(
+        self.options = SchedulerOptions(
             layout=layout, context=context, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting
         )
         self._numbers = itertools.count()

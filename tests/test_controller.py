@@ -12,8 +12,9 @@ from models import make_checkpoint
 from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
-from tramontane.cluster.stats import RouterCounters, StageCounters, process_facts
+from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
 from tramontane.stages.kv_layout import KVLayout
 
@@ -87,7 +88,7 @@ class FakeRouter:
     async def stats(self):
         counters = {field.name: 0 for field in fields(RouterCounters) if field.type == "int"}
         return (
-            RouterCounters(name="0", kv_blocks_used=(0,), kv_blocks_total=(8,), **counters),
+            RouterCounters(name="0", kv_blocks_used=(0,), kv_blocks_total=(8,), admission=None, **counters),
             process_facts("router", "0", "n"),
         )
 
@@ -119,7 +120,7 @@ class FakeGateway:
         return await asyncio.shield(self.platform.gateway_gone)
 
     async def stats(self):
-        return process_facts("gateway", "0", "n")
+        return GatewayCounters(name="0"), process_facts("gateway", "0", "n")
 
     async def close(self):
         self.platform.log.append("close gateway")
@@ -141,12 +142,13 @@ def spec(folder) -> ServiceSpec:
         dtype="float32",
         quantize=None,
         device="cpu",
-        layout=KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,)),
-        context=64,
+        scheduler=SchedulerOptions(
+            layout=KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,)),
+            context=64,
+            max_batch_tokens=16,
+            max_waiting=4,
+        ),
         sampleable_ids=60,
-        max_batch_tokens=16,
-        max_waiting=4,
-        decode_groups=None,
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),

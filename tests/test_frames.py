@@ -44,7 +44,7 @@ def values_of(hint: typing.Any) -> st.SearchStrategy[typing.Any]:
         return st.integers(-(2**63), 2**64 - 1)
     if hint is float:
         return st.floats(allow_nan=False)
-    return {str: st.text(max_size=20), bytes: st.binary(max_size=40)}[hint]
+    return {bool: st.booleans(), str: st.text(max_size=20), bytes: st.binary(max_size=40)}[hint]
 
 
 MESSAGES = st.one_of(*(values_of(kind) for kind in frames.KINDS.values()))
@@ -170,14 +170,14 @@ HELLO = {"protocol": 1, "role": "stage", "name": "s", "epoch": 3, "proof": b""}
         ("cancel", b"", "header: not a pair"),
         (["cancel", []], b"", r"cancel: \[\] is no map of fields"),
         (["cancel", {}], b"", r"cancel\.request: is missing"),
-        (["cancel", {"request": 1, "why": 2}], b"", r"cancel\.why: is unknown"),
-        (["cancel", {"request": "1"}], b"", r"cancel\.request: '1' is no int"),
-        (["cancel", {"request": True}], b"", r"cancel\.request: True is no int"),
-        (["cancel", {"request": 1.0}], b"", r"cancel\.request: 1.0 is no int"),
+        (["cancel", {"request": 1, "why": 2, "completed": False}], b"", r"cancel\.why: is unknown"),
+        (["cancel", {"request": "1", "completed": False}], b"", r"cancel\.request: '1' is no int"),
+        (["cancel", {"request": True, "completed": False}], b"", r"cancel\.request: True is no int"),
+        (["cancel", {"request": 1.0, "completed": False}], b"", r"cancel\.request: 1.0 is no int"),
         (["hello", {**HELLO, "role": "king"}], b"", r"hello\.role: 'king' is no Role"),
         (["hello", {**HELLO, "name": b"s"}], b"", r"hello\.name: b's' is no str"),
         (["hello", {**HELLO, "proof": "s"}], b"", r"hello\.proof: 's' is no bytes"),
-        (["cancel", {"request": 1}], bytes(8), "cancel: 8 bytes of arrays, 0 belong to fields"),
+        (["cancel", {"request": 1, "completed": False}], bytes(8), "cancel: 8 bytes of arrays, 0 belong to fields"),
     ],
 )
 def test_a_header_that_says_something_else_is_refused_by_name(header: object, arrays: bytes, complaint: str) -> None:

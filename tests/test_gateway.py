@@ -164,6 +164,10 @@ async def test_models_and_stats():
         stats = await stub.GetStats(pb.GetStatsRequest())
         assert (stats.processes[0].role, stats.processes[0].pid, stats.stages[0].busy_ns) == ("gateway", 7, 5)
         assert list(stats.routers[0].kv_blocks_total) == [10, 20]
+        admission = stats.routers[0].admission
+        assert (admission.refused_deadline, admission.estimated_wait_s, admission.seats) == (3, 0.5, 4)
+        assert not admission.HasField("prompt_row_s")
+        assert len(stats.gateways[0].refusal_counts) == len(stats.gateways[0].refusal_bounds_s)
 
 
 async def test_reflection_lists_the_services():

@@ -92,7 +92,7 @@ def test_a_proof_seen_before_is_worth_nothing():
     [
         (
             Hello(protocol=PROTOCOL + 1, role=Role.STAGE, name="s", epoch=1, proof=b""),
-            "it speaks protocol 2, here is 1",
+            f"it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}",
         ),
         (Cancel(request=1), "its first message is no hello"),
         (Challenge(protocol=PROTOCOL, nonce=bytes(32)), "its first message is no hello"),

@@ -12,6 +12,7 @@ from models import load_tensors
 from reference_model import forward
 
 from tramontane.cluster.scheduler import Scheduler
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.config import ModelConfig
@@ -33,11 +34,11 @@ Go, bid them light the beacons on the hill.
 def serve(stages, scheduler: Scheduler) -> None:
     """Run the pipeline one microbatch at a time until nothing is left."""
     step = 0
-    while (microbatch := scheduler.schedule(epoch=1, step=step)) is not None:
+    while (microbatch := scheduler.schedule(epoch=1, step=step, now=0.0)) is not None:
         for stage, after in itertools.pairwise(stages):
             rows = stage.step(microbatch)
             after.inbox(len(microbatch.tokens))[:] = rows
-        scheduler.update(stages[-1].step(microbatch))
+        scheduler.update(stages[-1].step(microbatch), now=0.0)
         step += 1
 
 
@@ -57,13 +58,14 @@ def test_a_long_texts_loss_is_that_of_a_plain_forward_pass(embedded_dir, chunk: 
         context=config.context,
         dtype="float32",
     )
-    scheduler = Scheduler(layout, stages=2, max_batch_tokens=160, max_waiting=8, context=config.context)
+    options = SchedulerOptions(layout=layout, context=config.context, max_batch_tokens=160, max_waiting=8)
+    scheduler = Scheduler(options, stages=2)
     for stage in stages:
         stage.bind(1, layout, config.context, 160)
     scored = Sequence(id=0, prompt=ids, max_tokens=1, temperature=0.0, score_prompt=True)
-    scheduler.add(scored)
+    scheduler.add(scored, now=0.0)
     for number in range(1, 4):
-        scheduler.add(Sequence(id=number, prompt=ids[: 9 * number], max_tokens=40, seed=number))
+        scheduler.add(Sequence(id=number, prompt=ids[: 9 * number], max_tokens=40, seed=number), now=0.0)
     serve(stages, scheduler)
 
     logits = forward(load_tensors(embedded_dir), config, ids)

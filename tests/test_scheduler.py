@@ -54,8 +54,8 @@ def test_sampled_rows_carry_what_was_asked():
         seed=2**64 - 1,
         remaining_ms=None,
     )
-    pipeline.scheduler.add(Sequence.from_submit(3, submit))
-    sampled = pipeline.scheduler.schedule(1, 0).sampled
+    pipeline.scheduler.add(Sequence.from_submit(3, submit, now=0.0), now=0.0)
+    sampled = pipeline.scheduler.schedule(1, 0, now=0.0).sampled
     asked = sampled.row, sampled.temperature, sampled.top_k, sampled.top_p, sampled.min_p, sampled.seed
     assert [column.tolist() for column in asked] == [[2], [0.5], [7], [0.75], [0.25], [2**64 - 1]]
     assert (sampled.banned.tolist(), sampled.banned_count.tolist()) == ([4, 9], [2])
@@ -235,8 +235,8 @@ def test_results_must_come_in_order():
         score=empty,
     )
     with pytest.raises(AssertionError, match="nothing is in flight"):
-        pipeline.scheduler.update(result)
+        pipeline.scheduler.update(result, now=0.0)
     pipeline.add(0, prompt_of(20))
     pipeline.fill()
     with pytest.raises(AssertionError, match="due is 1, 0"):
-        pipeline.scheduler.update(result)
+        pipeline.scheduler.update(result, now=0.0)

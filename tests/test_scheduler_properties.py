@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tramontane.cluster.scheduler import QueueFull
+from tramontane.cluster.admission import Refused
 from tramontane.stages.kv_layout import KVLayout, ring_blocks
 
 CONTEXT = 32
@@ -75,7 +75,7 @@ class Pipeline(RuleBasedStateMachine):
         newcomers = sum(s.sequence.incarnation == s.sequence.computed == 0 for s in self.pipeline.live.values())
         try:
             self.pipeline.add(sequence_id, prompt, seed=seed, **options)
-        except QueueFull:
+        except Refused:
             assert newcomers >= MAX_WAITING
 
     @precondition(lambda self: len(self.pipeline.live) > 2)

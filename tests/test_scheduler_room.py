@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from fake_stages import FakePipeline, FakeStages, layout_of, prompt_of
 
+from tramontane.cluster.admission import OutputReserve, RefusalReason, Refused
 from tramontane.cluster.messages import EndReason
-from tramontane.cluster.pacing import OutputReserve
-from tramontane.cluster.scheduler import QueueFull
 from tramontane.cluster.sequence import Phase
 from tramontane.stages.kv_layout import KVLayout, ring_blocks
 
@@ -47,9 +46,9 @@ def test_the_queue_is_bounded_and_the_preempted_do_not_count():
     assert (first.sequence.phase, second.sequence.phase) == (Phase.DECODE, Phase.WAITING)
     pipeline.add(2, prompt_of(20))
     pipeline.add(3, prompt_of(20))
-    with pytest.raises(QueueFull, match=r"2 requests wait, and the limit \(max-waiting\) is 2") as refusal:
+    with pytest.raises(Refused, match=r"2 requests wait, and the limit \(max-waiting\) is 2") as refusal:
         pipeline.add(4, prompt_of(20))
-    assert (refusal.value.waiting, refusal.value.limit) == (2, 2)
+    assert (refusal.value.reason, refusal.value.retry_after_s) == (RefusalReason.QUEUE_FULL, None)
     assert pipeline.scheduler.waiting == 3
     pipeline.cancel(3)
     pipeline.add(5, prompt_of(3))

@@ -38,6 +38,9 @@ OPTIONS = ServeOptions(
     max_batch_tokens=1024,
     max_context=None,
     max_waiting=16,
+    max_queue_wait=2.0,
+    max_running=None,
+    max_step=None,
     decode_groups=None,
     cpus_per_stage=None,
     threads=None,
@@ -53,7 +56,7 @@ def test_the_embedded_model_is_the_default() -> None:
     spec = plan_service(OPTIONS, TWO_CPUS)
     assert (spec.name, spec.dtype, spec.device, spec.context) == ("embedded", "bfloat16", "cpu", 4096)
     assert spec.spans == ((0, 4), (4, 8))
-    assert spec.layout.chunk == 128
+    assert spec.scheduler.layout.chunk == 128
     assert (spec.cpus_per_stage, spec.threads) == (1.0, 1)
     assert spec.sampleable_ids == 1024
 
@@ -105,8 +108,8 @@ def test_every_stage_has_room_on_some_node(nodes: list[int], stages: int) -> Non
 def test_a_full_context_sets_the_least_kv_memory() -> None:
     folder = cached_checkpoint("MixtralForCausalLM", sliding_window=None, max_position_embeddings=4096)
     spec = plan_service(replace(OPTIONS, model_dir=folder, stages=1), TWO_CPUS)
-    assert spec.layout.chunk == 512
-    assert spec.layout.fits(4096)
+    assert spec.scheduler.layout.chunk == 512
+    assert spec.scheduler.layout.fits(4096)
 
 
 @pytest.mark.parametrize(

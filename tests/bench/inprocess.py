@@ -25,6 +25,7 @@ import torch
 
 from bench.workloads import Workload
 from tramontane.cluster.scheduler import Scheduler
+from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import KVLayout, plan_kv
@@ -91,13 +92,13 @@ class InProcess:
         self.stages = [load_stage(model_dir, config, span, dtype, quantize, device) for span in spans]
         for stage in self.stages:
             stage.bind(EPOCH, self.layout, config.context, MAX_BATCH_TOKENS)
-        self._scheduler = Scheduler(
-            self.layout,
-            stages=len(spans),
+        options = SchedulerOptions(
+            layout=self.layout,
+            context=config.context,
             max_batch_tokens=MAX_BATCH_TOKENS,
             max_waiting=MAX_WAITING,
-            context=config.context,
         )
+        self._scheduler = Scheduler(options, stages=len(spans))
         self._next_step = 0
         self._next_id = 0
 
@@ -107,11 +108,11 @@ class InProcess:
         begin, missing = time.perf_counter(), len(workload.prompts)
         for prompt in workload.prompts:
             sequence = Sequence(id=self._next_id, prompt=prompt, max_tokens=workload.new_tokens, temperature=0.0)
-            self._scheduler.add(sequence)
+            self._scheduler.add(sequence, now=begin)
             self._next_id += 1
         in_flight: deque[Microbatch] = deque()
         while self._fill(in_flight):
-            for emitted in self._scheduler.update(self._step(in_flight.popleft(), on_step)):
+            for emitted in self._scheduler.update(self._step(in_flight.popleft(), on_step), time.perf_counter()):
                 assert emitted.token is not None, f"request {emitted.sequence}: logits are not finite"
                 run.tokens[emitted.sequence - first_id].append(emitted.token)
                 missing -= emitted.offset == 0

@@ -25,6 +25,7 @@ class GrpcTarget:
         self._model = options.model
         self._timeout_s = options.timeout_s
         self._options = ClientOptions(
+            retry_refused=False,  # a refusal is an answer, and is reported as such
             connections=options.connections,
             tls=_tls(options) if options.encrypts else None,
             token=options.read_token(),
