@@ -42,9 +42,15 @@ class Refused(Exception):  # noqa: N818  (what became of the request, not a mist
         """When there will be room, by estimate; None where nothing is known."""
 
 
-class Outlook(NamedTuple):
-    """What a newcomer may expect now, in seconds."""
+OUTLOOK_S = 0.02
+"""An outlook is good for so long, unless somebody comes or goes."""
 
+
+class Outlook(NamedTuple):
+    """What a newcomer may expect, in seconds."""
+
+    made_s: float
+    """When, by the caller's clock."""
     wait_s: float
     """Until its prefill begins, before correction by waits that came true."""
     least_wait_s: float
@@ -54,10 +60,7 @@ class Outlook(NamedTuple):
 
 
 class Admission:
-    """Refuses whoever would wait too long or end too late, by measured costs; without these, only a full queue.
-
-    The outlook is worked out anew only when something has changed, so that a crowd that is refused costs little.
-    """
+    """Refuses whoever would wait too long or end too late, by measured costs; without these, only a full queue."""
 
     def __init__(self, options: SchedulerOptions, capacity: Capacity, forecast: Forecast, roster: Roster) -> None:
         self._options = options
@@ -68,15 +71,14 @@ class Admission:
         self._outlook: Outlook | None = None
 
     def changed(self) -> None:
-        """Sequences came, went or advanced."""
+        """Sequences came or went."""
         self._outlook = None
 
-    @property
-    def estimated_wait_s(self) -> float | None:
+    def estimated_wait_s(self, now: float) -> float | None:
         """What a request that came now would wait until its prefill begins; None while nothing was measured."""
         if self._capacity.cost is None:
             return None
-        return self._look().wait_s * self._forecast.record.correction
+        return self._look(now).wait_s * self._forecast.record.correction
 
     def check(self, sequence: Sequence, now: float) -> None:
         """Whether a request that comes now may wait for its turn.
@@ -85,7 +87,7 @@ class Admission:
             Refused: it may not, and the refusal says why and when to come back.
         """
         waiting, limit, limit_s = self._roster.newcomers, self._options.max_waiting, self._options.max_queue_wait_s
-        wait_s = self.estimated_wait_s
+        wait_s = self.estimated_wait_s(now)
         if waiting >= limit:
             message = f"{waiting} requests wait, and the limit (max-waiting) is {limit}"
             raise self._refused(sequence, RefusalReason.QUEUE_FULL, message, now, wait_s or 0.0)
@@ -94,17 +96,17 @@ class Admission:
         if limit_s and wait_s > limit_s and waiting >= MAY_ALWAYS_WAIT:
             message = f"a request would wait {wait_s:.1f} s, and the limit (max-queue-wait) is {limit_s:g} s"
             raise self._refused(sequence, RefusalReason.QUEUE_WAIT, message, now, wait_s - limit_s)
-        least_s = self._look().least_wait_s * min(self._forecast.record.correction, 1.0)
+        least_s = self._look(now).least_wait_s * min(self._forecast.record.correction, 1.0)
         if (refusal := self.too_late(sequence, now, least_s)) is not None:
             raise refusal
-        sequence.estimated_wait_s = self._look().wait_s
+        sequence.estimated_wait_s = self._look(now).wait_s
 
     def too_late(self, sequence: Sequence, now: float, wait_s: float = 0.0) -> Refused | None:
         """The refusal of a request that would miss its deadline even if its completion became as short as some do."""
         if sequence.deadline_s is None or self._capacity.cost is None:
             return None
         tokens = self._forecast.lengths.remaining(LOW, sequence.max_tokens, sequence.generated)
-        needed_s = wait_s + self._forecast.prefill_s([sequence]) + tokens * self._look().round_s
+        needed_s = wait_s + self._forecast.prefill_s([sequence]) + tokens * self._look(now).round_s
         left_s = sequence.deadline_s - now
         if needed_s <= left_s:
             return None
@@ -116,11 +118,11 @@ class Admission:
         if sequence.estimated_wait_s is not None:
             self._forecast.record.came_true(sequence.estimated_wait_s, now - sequence.arrived_s)
 
-    def _look(self) -> Outlook:
-        if self._outlook is None:
+    def _look(self, now: float) -> Outlook:
+        if self._outlook is None or now - self._outlook.made_s > OUTLOOK_S:
             forecast, roster = self._forecast, self._roster
             likely_s, least_s = (forecast.wait_s(roster, quantile) for quantile in (TYPICAL, LOW))
-            self._outlook = Outlook(likely_s, least_s, forecast.round_s(roster.running.values()))
+            self._outlook = Outlook(now, likely_s, least_s, forecast.round_s(roster.running.values()))
         return self._outlook
 
     def _refused(

@@ -28,9 +28,9 @@ class Capacity:
     (1024, 1024)
     >>> capacity.costs.cost = StepCost(base_s=1 / 128, decode_row_s=1 / 1024, prompt_row_s=1 / 2048, key_s=0.0)
     >>> capacity.seats, round(capacity.max_step_s, 3)
-    (32, 0.059)
-    >>> [capacity.prompt_rows(StepLoad(rows, 0, 0), position=0) for rows in (5, 32)]
-    [94, 80]
+    (24, 0.047)
+    >>> [capacity.prompt_rows(StepLoad(rows, 0, 0), position=0) for rows in (5, 24)]
+    [70, 64]
     """
 
     def __init__(self, options: SchedulerOptions, groups: int, costs: StepCosts) -> None:

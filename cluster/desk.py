@@ -210,7 +210,9 @@ class Desk:
     def _end(self, ticket: Ticket, reason: EndReason, detail: str, retry_after_s: float | None = None) -> None:
         self._forget(ticket)
         ticket.peer.post(ticket.finished(reason, detail, _now(), retry_after_s))
-        log.info("request %s: %s %s", ticket.request_id, reason, detail)
+        # Of a crowd that is refused, the gateways' lines are enough.
+        level = logging.DEBUG if reason is EndReason.REFUSED else logging.INFO
+        log.log(level, "request %s: %s %s", ticket.request_id, reason, detail)
 
     def _forget(self, ticket: Ticket) -> None:
         del self._tickets[ticket.sequence]

@@ -76,22 +76,30 @@ def rounds_until_seat(seats: int, running: Items[int], queued: Iterable[int]) ->
 
 
 class WaitRecord:
-    """Holds estimated waits against those that came true, and corrects the next ones by it."""
+    """Holds estimated waits against those that came true, and corrects the next ones so that nine of ten are kept.
 
-    KEEP, MOST = 0.97, 2.0
+    >>> record = WaitRecord()
+    >>> for true_s in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9): record.came_true(1.0, true_s)
+    >>> record.correction
+    1.9
+    """
+
+    WINDOW, KEPT = 64, 0.9
+    LEAST_S = 0.1
+    """Shorter waits say little: they are a step or two."""
+    MOST = 2.0
 
     def __init__(self) -> None:
-        self._estimated_s = self._true_s = 1.0
-
-    @property
-    def correction(self) -> float:
-        """What estimates are multiplied by, from a half to 2."""
-        return min(max(self._true_s / self._estimated_s, 1 / self.MOST), self.MOST)
+        self._ratios: deque[float] = deque(maxlen=self.WINDOW)
+        self.correction = 1.0
+        """What estimates are multiplied by."""
 
     def came_true(self, estimated_s: float, true_s: float) -> None:
         """A wait is over; `estimated_s` is what was estimated before correction."""
-        self._estimated_s = self._estimated_s * self.KEEP + estimated_s
-        self._true_s = self._true_s * self.KEEP + true_s
+        if estimated_s < self.LEAST_S:
+            return
+        self._ratios.append(min(max(true_s / estimated_s, 1 / self.MOST), self.MOST))
+        self.correction = sorted(self._ratios)[int(self.KEPT * len(self._ratios))]
 
 
 class RetryTurns:

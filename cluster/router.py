@@ -210,7 +210,7 @@ class Router:
             refused_queue_full=refused[RefusalReason.QUEUE_FULL],
             refused_queue_wait=refused[RefusalReason.QUEUE_WAIT],
             refused_deadline=refused[RefusalReason.DEADLINE],
-            estimated_wait_s=self._scheduler.estimated_wait_s,
+            estimated_wait_s=self._scheduler.estimated_wait_s(asyncio.get_running_loop().time()),
             seats=capacity.seats,
             decode_step_s=capacity.decode_step_s if measured else None,
             max_step_s=capacity.max_step_s if measured else None,

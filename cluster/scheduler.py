@@ -91,10 +91,9 @@ class Scheduler:
         """Known tokens not yet sent down the pipe, and tokens that may still be generated, over all sequences."""
         return self._roster.outstanding_tokens
 
-    @property
-    def estimated_wait_s(self) -> float | None:
+    def estimated_wait_s(self, now: float) -> float | None:
         """What a request that came now would wait until its prefill begins; None while nothing was measured."""
-        return self._admission.estimated_wait_s
+        return self._admission.estimated_wait_s(now)
 
     @property
     def used_blocks(self) -> tuple[int, ...]:
@@ -162,7 +161,6 @@ class Scheduler:
             flight = self._in_flight[0]
             self.capacity.costs.observe(flight.load, now - max(self._last_result_s, flight.sent_s))
         self._last_result_s = now
-        self._admission.changed()
         flight = self._in_flight.popleft()
         assert (result.epoch, result.step) == (flight.epoch, flight.step), (
             f"the result is of epoch {result.epoch}, step {result.step}; due is {flight.epoch}, {flight.step}"

@@ -52,7 +52,7 @@ class StepCost(NamedTuple):
     >>> cost.seconds(StepLoad(decode_rows=10, prompt_rows=0, keys=500))
     0.02
     >>> round(cost.rows_worth_while(keys_per_row=50))
-    40
+    30
     """
 
     base_s: float
@@ -72,16 +72,16 @@ class StepCost(NamedTuple):
         return seconds / row_s if row_s > 0 else math.inf
 
     def rows_worth_while(self, keys_per_row: float) -> float:
-        """Decode rows of a step from which on twice as many of them would give less than 11 % more tokens a second.
+        """Decode rows of a step from which on twice as many of them would give less than 15 % more tokens a second.
 
         Tokens a second are rows / (base + rows x row). Their relative gain for a relative gain in rows is the base's
-        part of the step; it has fallen to a fifth where all rows together cost four times the base.
+        part of the step; it has fallen to a quarter where all rows together cost three times the base.
         """
         row_s = self.decode_row_s + self.key_s * keys_per_row
         return self.base_s / row_s * (1 / WORTH_WHILE - 1) if row_s > 0 else math.inf
 
 
-WORTH_WHILE = 0.2
+WORTH_WHILE = 0.25
 FORGET = 0.995
 """What a step's evidence weighs after the next one: steps count for some two hundred."""
 ANCHOR_STEPS = 50
