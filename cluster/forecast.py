@@ -154,12 +154,14 @@ class Forecast:
         return max(seat_s, tokens * self._capacity.prompt_row_beside_s(len(roster.decoding)))
 
     def round_s(self, sequences: Collection[Sequence]) -> float:
-        """One token for each of these sequences: a step a group, but never less than one way through all stages."""
-        if not sequences:
-            return 0.0
-        steps = min(self._groups, len(sequences))
-        rows = -(-len(sequences) // steps)
-        tokens = sum(len(sequence.tokens) for sequence in sequences) / len(sequences)
+        """One token for each of these sequences: a step a group, but never less than one way through all stages.
+
+        Where there are none, for one.
+        """
+        count = max(len(sequences), 1)
+        steps = min(self._groups, count)
+        rows = -(-count // steps)
+        tokens = sum(len(sequence.tokens) for sequence in sequences) / count
         return max(steps, self._stages) * self._cost.seconds(StepLoad(rows, 0, rows * self._keys(tokens)))
 
     def prefill_s(self, sequences: Iterable[Sequence]) -> float:

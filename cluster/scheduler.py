@@ -157,10 +157,7 @@ class Scheduler:
     def update(self, result: StepResult, now: float) -> list[Emitted]:
         """Take in the oldest microbatch's results. Those for ended or preempted incarnations are dropped."""
         assert self._in_flight, f"a result of epoch {result.epoch}, step {result.step}, and nothing is in flight"
-        if len(self._in_flight) >= self._stages:  # the pipe was full, so this step cost what passed since the last
-            flight = self._in_flight[0]
-            self.capacity.costs.observe(flight.load, now - max(self._last_result_s, flight.sent_s))
-        self._last_result_s = now
+        self._observe(self._in_flight[0], now)
         flight = self._in_flight.popleft()
         assert (result.epoch, result.step) == (flight.epoch, flight.step), (
             f"the result is of epoch {result.epoch}, step {result.step}; due is {flight.epoch}, {flight.step}"
@@ -179,6 +176,15 @@ class Scheduler:
         self._in_flight.clear()
         self._roster.restart()
         self._admission.changed()
+
+    def _observe(self, flight: InFlight, now: float) -> None:
+        """While the pipe is full, a step costs what has passed since the result before. One stage is full of one."""
+        since_s = self._last_result_s
+        self._last_result_s = now
+        if self._stages == 1:
+            since_s = max(since_s, flight.sent_s)
+        if len(self._in_flight) >= self._stages and flight.sent_s <= since_s:
+            self.capacity.costs.observe(flight.load, now - since_s)
 
     def _take_decode_rows(self) -> None:
         """An even share of the decoding sequences, those first that have waited longest."""
@@ -203,6 +209,7 @@ class Scheduler:
         for sequence in admitted:
             roster.admit(sequence)
         if admitted:
+            self._admission.changed()
             uncomputed = sum(sequence.uncomputed for sequence in roster.prefilling.values())
             self._pace.set_prefill(uncomputed, decoding=bool(roster.decoding))
 

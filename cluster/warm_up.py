@@ -73,8 +73,9 @@ class WarmUp:
         end_s = self._clock() + WARM_UP_S
         chunk = self._options.layout.chunk
         await self._decode(1, FEW_TOKENS)
-        if self._clock() < end_s - WARM_UP_S / 2:
-            await self._prefill(min(chunk, WORTH_A_PASS))
+        for rows in sorted({min(chunk, WORTH_A_PASS), chunk}):
+            if self._clock() < end_s - WARM_UP_S * 2 / 3:
+                await self._prefill(rows)
         rows, before_s, begun_s = 1, self._recording.decode_s(1), self._clock()
         while before_s and rows <= self._most_rows and 2 * (self._clock() - begun_s) < end_s - self._clock():
             begun_s = self._clock()
@@ -83,8 +84,6 @@ class WarmUp:
             if step_s is None or (rows > 1 and 2 * before_s < STILL_PAYS * step_s):
                 break
             rows, before_s = 2 * rows, step_s
-        if self._clock() < end_s - WARM_UP_S / 4 and chunk > WORTH_A_PASS:
-            await self._prefill(chunk)
         return self._recording.sizes()
 
     @property

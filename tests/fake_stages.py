@@ -18,6 +18,7 @@ from tramontane.cluster.messages import EndReason
 from tramontane.cluster.scheduler import Emitted, Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Phase, Sequence
+from tramontane.cluster.step_cost import StepCost
 from tramontane.stages.kv_layout import KVLayout, blocks_held, ring_blocks
 from tramontane.stages.microbatch import Microbatch, StepResult
 
@@ -222,7 +223,10 @@ class FakePipeline:
         max_waiting: int = 64,
         context: int = 64,
         decode_groups: int | None = None,
+        cost: StepCost | None = None,
+        **limits: object,
     ) -> None:
+        """`cost` is what the scheduler believes; its clock stands still."""
         self.layout = layout
         self.stages = stages
         self.decode_groups = decode_groups or stages
@@ -233,8 +237,10 @@ class FakePipeline:
             max_batch_tokens=max_batch_tokens,
             max_waiting=max_waiting,
             decode_groups=decode_groups,
+            **limits,
         )
         self.scheduler = Scheduler(options, stages=stages)
+        self.scheduler.capacity.costs.cost = cost
         self.fake = FakeStages(layout, epoch=1)
         self.step = 0
         self.pipe: deque[tuple[Microbatch, bool]] = deque()

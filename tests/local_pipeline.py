@@ -90,6 +90,7 @@ class LocalPipeline:
         context: int | None = None,
         max_batch_tokens: int = 256,
         max_waiting: int = 64,
+        **limits: object,
     ) -> None:
         self._config = ModelConfig.load(folder)
         self._folder = folder
@@ -106,7 +107,7 @@ class LocalPipeline:
             block=block,
         )
         self.options = SchedulerOptions(
-            layout=layout, context=context, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting
+            layout=layout, context=context, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting, **limits
         )
         self._numbers = itertools.count()
 

@@ -70,7 +70,10 @@ async def test_details_of_a_status(server, client):
     )
     server.plans += [plan, plan]
     async with AsyncClient(server.target) as other:
-        for caught in (await _error(other.generate("a")), await _error(asyncio.to_thread(client.generate, "a"))):
+        for caught in (
+            await _error(other.generate("a", timeout_s=2)),  # sooner than it might be tried again
+            await _error(asyncio.to_thread(client.generate, "a", timeout_s=2)),
+        ):
             assert isinstance(caught, errors.ResourceExhausted)
             assert caught.retry_after_s == 2.5
             assert caught.violations == (FieldViolation(field="sampling.top_p", description="must be more"),)

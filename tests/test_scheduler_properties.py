@@ -11,10 +11,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tramontane.cluster.admission import Refused
+from tramontane.cluster.step_cost import StepCost
 from tramontane.stages.kv_layout import KVLayout, ring_blocks
 
 CONTEXT = 32
 MAX_WAITING = 5
+
+
+SECONDS = st.floats(0, 10, allow_subnormal=False)
+COSTS = st.builds(StepCost, base_s=SECONDS, decode_row_s=SECONDS, prompt_row_s=SECONDS, key_s=SECONDS)
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_queue_wait_s": st.sampled_from([0.0, 0.001, 5.0]),
+        "max_running": st.integers(1, 9),
+        "max_step_s": st.floats(1e-6, 5),
+    },
+)
+"""Whatever steps are believed to cost, and whatever an operator asks for, nobody who was admitted waits for ever."""
 
 
 class Pipeline(RuleBasedStateMachine):
@@ -29,8 +43,10 @@ class Pipeline(RuleBasedStateMachine):
         extra=st.integers(0, 4),
         careless=st.booleans(),
         decode_groups=st.none() | st.integers(1, 6),
+        cost=st.none() | COSTS,
+        limits=LIMITS,
     )
-    def bind(self, windows, stages, chunk, block, max_batch_tokens, extra, careless, decode_groups):
+    def bind(self, windows, stages, chunk, block, max_batch_tokens, extra, careless, decode_groups, cost, limits):
         rings = tuple(ring_blocks(window, chunk, block, CONTEXT) for window in windows)
         pools = tuple(ring + extra for ring in rings)
         layout = KVLayout(block=block, chunk=chunk, windows=windows, rings=rings, pool_blocks=pools)
@@ -41,6 +57,8 @@ class Pipeline(RuleBasedStateMachine):
             max_waiting=MAX_WAITING,
             context=CONTEXT,
             decode_groups=decode_groups,
+            cost=cost,
+            **limits,
         )
         self.pipeline.careless = careless
         self.next_id = 0
