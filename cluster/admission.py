@@ -42,8 +42,8 @@ class Refused(Exception):  # noqa: N818  (what became of the request, not a mist
         """When there will be room, by estimate; None where nothing is known."""
 
 
-OUTLOOK_S = 0.02
-"""An outlook is good for so long, unless somebody comes or goes."""
+OUTLOOK_S, OUTLOOK_OF_EACH_S = 0.02, 5e-5
+"""An outlook is good for so long, and so much longer for each sequence that it looks at: it takes 3 us for each."""
 
 
 class Outlook(NamedTuple):
@@ -69,9 +69,20 @@ class Admission:
         self._roster = roster
         self._turns = RetryTurns()
         self._outlook: Outlook | None = None
+        self.kv_is_short = False
+        """Somebody waits though a seat is free."""
 
-    def changed(self) -> None:
-        """Sequences came or went."""
+    def entered(self, sequence: Sequence) -> None:
+        """It waits now: whoever comes next waits for its prompt, too, and for all of its work where no seat is free."""
+        if self._outlook is None:
+            return
+        full = len(self._roster.running) + len(self._roster.waiting) > self._capacity.seats
+        more_s = self._forecast.work_s(sequence) if full else self._forecast.prefill_s([sequence])
+        wait_s, least_wait_s = self._outlook.wait_s + more_s, self._outlook.least_wait_s + more_s
+        self._outlook = self._outlook._replace(wait_s=wait_s, least_wait_s=least_wait_s)
+
+    def forget(self) -> None:
+        """What was expected is another thing now."""
         self._outlook = None
 
     def estimated_wait_s(self, now: float) -> float | None:
@@ -119,9 +130,13 @@ class Admission:
             self._forecast.record.came_true(sequence.estimated_wait_s, now - sequence.arrived_s)
 
     def _look(self, now: float) -> Outlook:
-        if self._outlook is None or now - self._outlook.made_s > OUTLOOK_S:
-            forecast, roster = self._forecast, self._roster
-            likely_s, least_s = (forecast.wait_s(roster, quantile) for quantile in (TYPICAL, LOW))
+        roster = self._roster
+        good_s = OUTLOOK_S + OUTLOOK_OF_EACH_S * len(roster.sequences)
+        if self._outlook is None or now - self._outlook.made_s > good_s:
+            forecast = self._forecast
+            likely_s, least_s = (
+                forecast.wait_s(roster, quantile, kv_is_short=self.kv_is_short) for quantile in (TYPICAL, LOW)
+            )
             self._outlook = Outlook(now, likely_s, least_s, forecast.round_s(roster.running.values()))
         return self._outlook
 

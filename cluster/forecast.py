@@ -135,16 +135,16 @@ class Forecast:
         self._groups = groups
         self._windows = windows
 
-    def wait_s(self, roster: Roster, quantile: float) -> float:
+    def wait_s(self, roster: Roster, quantile: float, *, kv_is_short: bool) -> float:
         """What a newcomer waits until its prefill begins: for a seat, or for the prompts before it.
 
-        A seat comes after others' decode rounds, and their prompts take their time meanwhile. Where somebody waits
-        already, none is free, be it for want of KV. Prompts go beside decode only as quickly as steps may grow.
+        A seat comes after others' decode rounds, and their prompts take their time meanwhile. Where KV is short, no
+        more run than do now. Prompts go beside decode only as quickly as steps may grow.
         """
         running, waiting = roster.running.values(), roster.waiting.values()
         rounds = [self.lengths.remaining(quantile, each.max_tokens, each.generated) for each in running]
         queued = [self.lengths.remaining(quantile, each.max_tokens, each.generated) for each in waiting]
-        seats = 0 if waiting else self._capacity.seats
+        seats = 0 if kv_is_short else self._capacity.seats
         until_seat = rounds_until_seat(max(seats, len(rounds), 1), rounds, queued)
         before = [*roster.prefilling.values(), *waiting]
         seat_s = until_seat * self.round_s(running) + self.prefill_s(before)

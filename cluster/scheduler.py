@@ -125,7 +125,7 @@ class Scheduler:
         self._admit(now)  # so that only those count as waiting for whom there is no room
         self._admission.check(sequence, now)
         self._roster.enter(sequence)
-        self._admission.changed()
+        self._admission.entered(sequence)
 
     def cancel(self, sequence_id: int, *, completed: bool = False) -> bool:
         """Forget a sequence and free what it holds, at once, in flight or not; False if it is not here.
@@ -137,7 +137,6 @@ class Scheduler:
             if completed:
                 self._forecast.lengths.ended(max(sequence.generated, 1), sequence.max_tokens)
             self._roster.end(sequence)
-            self._admission.changed()
         return sequence is not None
 
     def turned_away(self) -> list[tuple[int, Refused]]:
@@ -175,7 +174,7 @@ class Scheduler:
         """For a new epoch: all blocks are free, nothing is in flight, and the running wait, to be computed again."""
         self._in_flight.clear()
         self._roster.restart()
-        self._admission.changed()
+        self._admission.forget()
 
     def _observe(self, flight: InFlight, now: float) -> None:
         """While the pipe is full, a step costs what has passed since the result before. One stage is full of one."""
@@ -202,14 +201,15 @@ class Scheduler:
         """Let the waiting in, by age, while there are seats and KV holds them beside what the running will need."""
         roster = self._roster
         if not roster.waiting:
+            self._admission.kv_is_short = False
             return
         self._turn_away(now)
         seats = self.capacity.seats - len(roster.running)
         admitted = self._reserve.affordable(roster.blocks, roster.waiting.values(), roster.running.values(), seats)
         for sequence in admitted:
             roster.admit(sequence)
+        self._admission.kv_is_short = bool(roster.waiting) and len(admitted) < seats
         if admitted:
-            self._admission.changed()
             uncomputed = sum(sequence.uncomputed for sequence in roster.prefilling.values())
             self._pace.set_prefill(uncomputed, decoding=bool(roster.decoding))
 
@@ -222,7 +222,6 @@ class Scheduler:
             if refusal is None:
                 break
             self._roster.end(head)
-            self._admission.changed()
             self._turned_away.append((head.id, refusal))
 
     def _take_chunks(self) -> None:

@@ -92,6 +92,9 @@ OUTLIER = 4.0
 """A step counts as at most so many times, and at least this part of, what was expected: a process that was stopped
 for a while, or results that were read together, say nothing of costs."""
 
+LEAST_S = 1e-6
+"""No step takes less, so that nothing is divided by nothing."""
+
 _FEATURES = len(StepCost._fields)
 
 
@@ -105,7 +108,7 @@ class _Evidence:
 
     def add(self, load: StepLoad, seconds: float, expected_s: float, keep: float = 1.0) -> None:
         features = [1.0, *load]
-        scale = 1.0 / (expected_s * expected_s)
+        scale = 1.0 / max(expected_s, LEAST_S) ** 2
         self.weight = self.weight * keep + 1.0
         for index, feature in enumerate(features):
             weighed, row = feature * scale, self.gram[index]
@@ -160,10 +163,10 @@ class StepCosts:
         """A step of a full pipe has taken so long."""
         if self.cost is None or self._warm_up is None:
             return
-        expected_s = self.cost.seconds(load)
+        expected_s = max(self.cost.seconds(load), LEAST_S)
         seconds = min(max(seconds, expected_s / OUTLIER), expected_s * OUTLIER)
         self._live.add(load, seconds, expected_s, keep=FORGET)
-        self._slowness += (1 - SLOWNESS_KEEP) * (seconds / self._warm_up.seconds(load) - self._slowness)
+        self._slowness += (1 - SLOWNESS_KEEP) * (seconds / max(self._warm_up.seconds(load), LEAST_S) - self._slowness)
         self._until_refit -= 1
         if not self._until_refit:
             self._until_refit = REFIT_STEPS
