@@ -76,7 +76,7 @@ class Admission:
         """It waits now: whoever comes next waits for its prompt, too, and for all of its work where no seat is free."""
         if self._outlook is None:
             return
-        full = len(self._roster.running) + len(self._roster.waiting) > self._capacity.seats
+        full = len(self._roster.running) + len(self._roster.waiting) >= self._capacity.seats
         more_s = self._forecast.work_s(sequence) if full else self._forecast.prefill_s([sequence])
         wait_s, least_wait_s = self._outlook.wait_s + more_s, self._outlook.least_wait_s + more_s
         self._outlook = self._outlook._replace(wait_s=wait_s, least_wait_s=least_wait_s)

@@ -95,12 +95,14 @@ def test_kv_that_is_scarce_bounds_the_queue_too():
     assert goodput(crowd, 4, 20) > 20
 
 
-@pytest.mark.parametrize("rate", [30, 65, 200])
-def test_estimates_come_true(rate):
-    served = [r for r in load(SimulatedPipeline(stages=2), rate, 12.0) if r.good and r.arrived_s > 4]
+@pytest.mark.parametrize(("rate", "pool_blocks"), [(30, 16_384), (65, 16_384), (200, 16_384), (200, 160)])
+def test_estimates_come_true(rate, pool_blocks):
+    """By seats, and by KV that is scarce."""
+    pipeline = SimulatedPipeline(stages=2, pool_blocks=pool_blocks)
+    served = [r for r in load(pipeline, rate, 12.0) if r.good and r.arrived_s > 4]
     errors = [r.estimated_s - r.ttft_s for r in served]
-    assert quantile(errors, 0.9) < 0.2
-    assert quantile(errors, 0.1) > -0.4
+    assert quantile(errors, 0.9) < 0.25
+    assert quantile(errors, 0.1) > -0.5
 
 
 # One request
@@ -174,20 +176,24 @@ def test_max_tokens_alone_refuse_nobody():
 
 def test_who_waits_and_can_no_longer_end_in_time_is_turned_away_before_its_prefill():
     pipeline = SimulatedPipeline(max_running=1, max_queue_wait_s=60.0)
-    first = Request(arrived_s=0.0, prompt=100, max_tokens=2000, output=2000)
-    late = Request(arrived_s=0.0, prompt=100, max_tokens=64, timeout_s=2.2)
+    first = Request(arrived_s=0.0, prompt=100, max_tokens=2000)  # taken for half of that, some 4 s
+    late = Request(arrived_s=0.0, prompt=100, max_tokens=64, timeout_s=6.0)
     pipeline.run([first, late])
     assert first.good
+    assert first.ended_s > 7.0
+    assert late.estimated_s > 3.0
     assert late.refused.reason is RefusalReason.DEADLINE
     assert sum(load.prompt_rows for load, _ in pipeline.loads) == 100
 
 
 def test_the_preempted_are_never_refused():
+    """Not even when they have become hopeless: they end at their deadline."""
     pipeline = SimulatedPipeline(pool_blocks=130, max_queue_wait_s=0.01)
-    requests = [Request(arrived_s=0.0, prompt=300, max_tokens=900, timeout_s=60.0) for _ in range(9)]
+    requests = [Request(arrived_s=0.0, prompt=300, max_tokens=900, timeout_s=t) for t in (60, 60, 60, 5, 5, 5)]
     pipeline.run(requests)
     assert pipeline.scheduler.preemptions
-    assert all(r.good for r in requests)
+    assert not reasons(requests)
+    assert any(r.late for r in requests)
 
 
 def test_without_figures_only_the_length_of_the_queue_counts():
