@@ -159,10 +159,7 @@ class Forecast:
         Where there are none, for one.
         """
         count = max(len(sequences), 1)
-        steps = min(self._groups, count)
-        rows = -(-count // steps)
-        tokens = sum(len(sequence.tokens) for sequence in sequences) / count
-        return max(steps, self._stages) * self._cost.seconds(StepLoad(rows, 0, rows * self._keys(tokens)))
+        return self._round_s(count, sum(len(sequence.tokens) for sequence in sequences) / count)
 
     def prefill_s(self, sequences: Iterable[Sequence]) -> float:
         """What is left to compute of these prompts, in steps that are made anyway."""
@@ -170,16 +167,18 @@ class Forecast:
         return self._cost.seconds(StepLoad.of(pieces, self._windows)) - self._cost.base_s
 
     def work_s(self, sequence: Sequence) -> float:
-        """The pipeline's time for all of a request, where as many share each decode step as are worth while."""
-        rows = self._capacity.rows
-        step_s = self._cost.seconds(StepLoad(rows, 0, rows * self._keys(sequence.prompt_tokens)))
+        """By how much later a full pipeline is done for one more request, where all seats share each round."""
+        seats = self._capacity.seats
         output = self.lengths.remaining(TYPICAL, sequence.max_tokens, 0)
-        return self.prefill_s([sequence]) + output * step_s / rows
+        return self.prefill_s([sequence]) + output * self._round_s(seats, sequence.prompt_tokens) / seats
+
+    def _round_s(self, count: int, tokens: float) -> float:
+        steps = min(self._groups, count)
+        rows = -(-count // steps)
+        load = StepLoad(rows, 0, rows * keys_seen(tokens, self._windows))
+        return max(steps, self._stages) * self._cost.seconds(load)
 
     @property
     def _cost(self) -> StepCost:
         assert self._capacity.cost is not None, "nothing was measured"
         return self._capacity.cost
-
-    def _keys(self, tokens: float) -> float:
-        return keys_seen(tokens, self._windows)
