@@ -99,6 +99,11 @@ class Gateway:
         """Of the route table; below 0 before there is one."""
         return self._offer.generation
 
+    @property
+    def model(self) -> ServedModel | None:
+        """What it was told by `set_model`."""
+        return self._offer.model
+
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
         self._offer.set_reason(f"loading, {int(100 * fraction)} %")

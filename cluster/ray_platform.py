@@ -88,6 +88,11 @@ class RayPlatform:
         handles = [cast(ActorPort, stage).handle for stage in stages]
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
 
+    async def record(self, spec: ServiceSpec) -> None:
+        self._spec = spec
+        # Nothing is awaited: once a controller was told to end, its record is not written again.
+        internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
+
     async def end(self) -> None:
         await asyncio.to_thread(end_parts, self._spec.identity)
 

@@ -115,9 +115,7 @@ def test_digests_tell_name_and_shape_apart(tmp_path):
 
 def version(**changes):
     known = {
-        "config_bytes": b"{}",
-        "generation_bytes": None,
-        "tokenizer_bytes": b"pieces",
+        "files": {"config.json": b"{}", "tokenizer.model": b"pieces"},
         "dtype": "float32",
         "digests": [{"a": b"1", "b": b"2"}, {"b": b"2", "c": b"3"}],
         "numerics": ["x", "x"],
@@ -133,17 +131,18 @@ def test_the_version_does_not_depend_on_the_split():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"config_bytes": b"{ }"},
-        {"generation_bytes": b""},
-        {"tokenizer_bytes": None},
-        {"tokenizer_bytes": b"pieceS"},
+        {"files": {"config.json": b"{ }", "tokenizer.model": b"pieces"}},
+        {"files": {"config.json": b"{}", "tokenizer.model": b"pieceS"}},
+        {"files": {"config.json": b"{}", "generation_config.json": b"", "tokenizer.model": b"pieces"}},
+        {"files": {"config.json": b"{}", "generation_config.json": b"pieces"}},
+        {"files": {"config.json": b"{}pieces", "tokenizer.model": b""}},
+        {"files": {"config.json": b"{}"}},
         {"dtype": "bfloat16"},
         {"digests": [{"a": b"1", "b": b"2"}, {"b": b"2", "c": b"4"}]},
         {"digests": [{"a": b"1", "b": b"2"}]},
         {"digests": [{"a": b"1", "d": b"2", "c": b"3"}]},
         {"numerics": ["y", "y"]},
         {"numerics": ["x", "y"]},
-        {"config_bytes": b"{}pieces", "tokenizer_bytes": b""},
     ],
     ids=str,
 )
