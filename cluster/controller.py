@@ -140,6 +140,8 @@ class Controller:
             lacking = await self._platform.room(0, ROOM_REMINDER_S)
             if not lacking:
                 break
+            if self._spec.loaded is not None:  # it was there, and went with a node
+                raise ConnectionError(f"the pipeline has lost its room: {lacking}")
             self._say(detail=f"{lacking}; waiting for {reminder * ROOM_REMINDER_S:.0f} s")
             log.warning("%s", self._status.detail)
         self._say(phase=ServicePhase.LOADING, detail="")

@@ -263,6 +263,7 @@ async def test_a_controller_that_comes_back_serves_what_was_loaded_whatever_the_
     record, version = await served(spec)
     assert record == replace(spec, loaded=record.loaded)
     controller, platform, _ = await started(replace(record, model_dir=str(tmp_path / "gone")))
+    platform.lacking = []
     assert controller.status().version == version
     platform.loaded.set()
     await until(lambda: controller.status().phase is ServicePhase.READY)
@@ -270,10 +271,18 @@ async def test_a_controller_that_comes_back_serves_what_was_loaded_whatever_the_
     assert platform.recorded == []
 
 
+async def test_a_pipeline_whose_room_is_gone_is_not_waited_for_again(spec) -> None:
+    """A node is gone, and with it a stage and the controller, which Ray has started elsewhere."""
+    record, _ = await served(spec)
+    controller, _platform, _ = await started(record)  # its platform lacks room at first
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    assert "the pipeline has lost its room: no room: 2 CPU are missing" in controller.status().detail
+
+
 async def test_a_stage_that_computes_another_version_does_not_join(spec) -> None:
     record, version = await served(spec)
     controller, platform, _ = await started(record)
-    platform.bytes_on_disk = b"other"
+    platform.lacking, platform.bytes_on_disk = [], b"other"
     platform.loaded.set()
     await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert f"and version {version} is served" in controller.status().detail
