@@ -20,7 +20,7 @@ from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
-from tramontane.cluster.served_model import ServedModel
+from tramontane.cluster.model_folder import ModelFolder
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
 from tramontane.cluster.stats import (
     GatewayCounters,
@@ -30,8 +30,6 @@ from tramontane.cluster.stats import (
     StageCounters,
     process_facts,
 )
-from tramontane.cluster.tokenizer import Tokenizer
-from tramontane.stages.config import ModelConfig
 from tramontane.stages.cores import keep_to, share_of_cores
 from tramontane.stages.kv_layout import KVLayout
 
@@ -50,6 +48,11 @@ def start_logging(level: str) -> None:
 def node_id() -> str:
     """Ray's id of this process's node."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _node() -> str:
+    """This process's node for people: its address, and its id, by which `GetStats` calls it."""
+    return f"{ray.util.get_node_ip_address()} ({node_id()})"
 
 
 def session_dir() -> Path:
@@ -106,8 +109,10 @@ class StageWorker:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from tramontane.stages.stage import Stage  # torch stays out of every other process
 
-            return Stage.load(
-                ModelConfig.load(spec.path),
+            folder = ModelFolder(spec, part=name, node=_node())
+            config = folder.config()
+            stage = Stage.load(
+                config,
                 spec.path,
                 spec.span(index),
                 dtype=spec.dtype,
@@ -116,6 +121,8 @@ class StageWorker:
                 on_progress=on_progress,
                 sampleable_ids=spec.sampleable_ids,
             )
+            folder.check_tensors(config, stage.digests)
+            return stage
 
         def on_step_thread() -> None:
             import torch
@@ -234,19 +241,9 @@ class Gateway:
         self._plain.set_loading(fraction)
 
     async def set_model(self, version: str, row_invariant: bool) -> None:
-        spec, config = self._spec, ModelConfig.load(self._spec.path)
-        self._plain.set_model(
-            ServedModel(
-                name=spec.name,
-                config=config,
-                context=spec.context,
-                dtype=spec.dtype,
-                stages=spec.stages,
-                version=version,
-                row_invariant=row_invariant,
-                tokenizer=Tokenizer.load(spec.path, config),
-            )
-        )
+        if self._plain.model is None:  # a restarted controller says again what was loaded
+            folder = ModelFolder(self._spec, part=self._name, node=_node())
+            self._plain.set_model(folder.served_model(version, row_invariant))
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
         pipelines = [

@@ -12,13 +12,13 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
 from tramontane.cluster.parts import GatewayControl, Platform, RouterControl, StageControl
 from tramontane.cluster.reasons import one_line
-from tramontane.cluster.spec import ServiceSpec, gateway_name, router_name, stage_name
+from tramontane.cluster.spec import Loaded, ServiceSpec, gateway_name, router_name, stage_name
 from tramontane.cluster.stats import ProcessFacts, ServiceStats
 from tramontane.cluster.worker import LoadedStage
 from tramontane.stages.version import combine_version
@@ -67,7 +67,8 @@ class Controller:
         self._spec = spec
         self._platform = platform
         self._process_facts = process_facts
-        self._status = Status(phase=ServicePhase.STARTING, detail="", fraction=0.0, port=0, version="")
+        version = "" if spec.loaded is None else spec.loaded.version
+        self._status = Status(phase=ServicePhase.STARTING, detail="", fraction=0.0, port=0, version=version)
         self._gateway: GatewayControl | None = None
         self._router: RouterControl | None = None
         self._stages: list[StageControl] = []
@@ -122,17 +123,16 @@ class Controller:
 
         names = [stage_name(0, index) for index in range(self._spec.stages)]
         self._stages = [await self._platform.stage(name, 0, index) for index, name in enumerate(names)]
-        loaded = await self._load()
-        version = version_of(self._spec, loaded)
-        await self._gateway.set_model(version, all(stage.row_invariant for stage in loaded))
+        loaded = await self._settle(await self._load())
+        await self._gateway.set_model(loaded.version, loaded.row_invariant)
 
         self._router = await self._platform.router(router_name(0), self._stages)
         address = await self._router.bind()
         generation = 1 + await self._gateway.generation()
         await self._gateway.set_routes(generation, [(router_name(0), address)])
-        self._say(phase=ServicePhase.READY, version=version, fraction=1.0)
+        self._say(phase=ServicePhase.READY, fraction=1.0)
         self._watch(self._router.broken, "pipeline 0")
-        log.info("service %s ready, version %s", self._spec.name, version)
+        log.info("service %s ready, version %s", self._spec.name, loaded.version)
 
     async def _wait_for_room(self) -> None:
         await self._platform.reserve(0)
@@ -141,6 +141,8 @@ class Controller:
             lacking = await self._platform.room(0, ROOM_REMINDER_S)
             if not lacking:
                 break
+            if self._spec.loaded is not None:  # it was there, and went with a node
+                raise ConnectionError(f"the pipeline has lost its room: {lacking}")
             self._say(detail=f"{lacking}; waiting for {reminder * ROOM_REMINDER_S:.0f} s")
             log.warning("%s", self._status.detail)
         self._say(phase=ServicePhase.LOADING, detail="")
@@ -155,6 +157,23 @@ class Controller:
             self._say(fraction=sum(fractions) / len(self._stages))
             await self._gateway.set_loading(self._status.fraction)
         return await loading
+
+    async def _settle(self, stages: Sequence[LoadedStage]) -> Loaded:
+        """What is served: the first time what the stages have loaded, and after a restart the same again.
+
+        Raises:
+            ValueError: a stage that has started since makes another version of it.
+        """
+        found = loaded_of(self._spec, stages)
+        if self._spec.loaded is None:
+            self._spec = replace(self._spec, loaded=found)
+            await self._platform.record(self._spec)
+            self._say(version=found.version)
+        served = self._spec.loaded
+        assert served is not None, "recorded above"
+        if found.version != served.version:
+            raise ValueError(f"the stages compute version {found.version}, and version {served.version} is served")
+        return served
 
     def _watch(self, gone: Callable[[], Awaitable[str]], part: str) -> None:
         """Turn the end of a part, told or not, into the service's status."""
@@ -182,21 +201,20 @@ class Controller:
         self._status = Status(**{**self._status.__dict__, **changes})
 
 
-def version_of(spec: ServiceSpec, loaded: Sequence[LoadedStage]) -> str:
-    """The version that streams name: equal versions continue each other's text."""
+def loaded_of(spec: ServiceSpec, stages: Sequence[LoadedStage]) -> Loaded:
+    """What the stages have loaded together, with the version that streams name. The folder is not looked at again.
 
-    def file_bytes(name: str) -> bytes | None:
-        path = spec.path / name
-        return path.read_bytes() if path.exists() else None
-
-    return combine_version(
-        config_bytes=(spec.path / "config.json").read_bytes(),
-        generation_bytes=file_bytes("generation_config.json"),
-        tokenizer_bytes=file_bytes("tokenizer.model"),
+    Raises:
+        ValueError: see `combine_version`.
+    """
+    version = combine_version(
+        files=spec.files,
         dtype=spec.dtype,
-        digests=[stage.digests for stage in loaded],
-        numerics=[stage.numerics for stage in loaded],
+        digests=[stage.digests for stage in stages],
+        numerics=[stage.numerics for stage in stages],
     )
+    tensors = {name: digest for stage in stages for name, digest in stage.digests.items()}
+    return Loaded(version=version, row_invariant=all(stage.row_invariant for stage in stages), tensors=tensors)
 
 
 async def _answers(calls: Sequence[Awaitable[T]]) -> list[T]:

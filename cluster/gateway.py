@@ -104,6 +104,11 @@ class Gateway:
         """Counters since the gateway was made."""
         return self._guard.counters
 
+    @property
+    def model(self) -> ServedModel | None:
+        """What it was told by `set_model`."""
+        return self._offer.model
+
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
         self._offer.set_reason(f"loading, {int(100 * fraction)} %")

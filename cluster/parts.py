@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tramontane.cluster.doors import Address
+from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
 
@@ -17,7 +18,11 @@ class StageControl(Protocol):
     """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
 
     async def load(self) -> LoadedStage:
-        """Read and pack the weights."""
+        """Read and pack the weights.
+
+        Raises:
+            OtherBytes: the folder holds other bytes than the service has loaded.
+        """
         ...
 
     async def progress(self) -> float:
@@ -60,7 +65,11 @@ class GatewayControl(Protocol):
         """What callers hear meanwhile."""
 
     async def set_model(self, version: str, row_invariant: bool) -> None:
-        """The stages have loaded."""
+        """The stages have loaded. A gateway that was told before keeps what it has.
+
+        Raises:
+            OtherBytes: the folder holds another configuration or tokenizer than was loaded.
+        """
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
         """Link up with these routers, by name; older generations are ignored."""
@@ -101,6 +110,9 @@ class Platform(Protocol):
     async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl:
         """The router's process."""
         ...
+
+    async def record(self, spec: ServiceSpec) -> None:
+        """Keep the spec for a controller that comes back, and for parts that are created from now on."""
 
     async def end(self) -> None:
         """End every part and give its room back."""

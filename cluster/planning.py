@@ -15,6 +15,7 @@ from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.folder import SmallFiles
 from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as, split_layers
 
@@ -83,13 +84,14 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
     """
     model_dir = (options.model_dir or EMBEDDED).absolute()
-    config = ModelConfig.load(model_dir)
+    files = SmallFiles.read(model_dir)
+    config = ModelConfig.read(files)
     spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
     if options.split and options.stages not in (1, len(options.split)):
         raise ValueError(f"split names {len(options.split)} stages, and stages is {options.stages}")
     checkpoint = Checkpoint.open(model_dir, config)
     checkpoint.owners(spans)
-    tokenizer = Tokenizer.load(model_dir, config)
+    tokenizer = Tokenizer.read(files, config)
 
     context = options.max_context or config.context
     if context > config.context:
@@ -114,6 +116,7 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         generation=1,
         name=options.name or model_dir.name,
         model_dir=str(model_dir),
+        files=files.digests,
         spans=tuple((span.start, span.stop) for span in spans),
         dtype=dtype,
         quantize=options.quantize,

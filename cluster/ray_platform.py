@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id, start_logging
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
+from tramontane.cluster.ray_watch import Servers
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
 from tramontane.cluster.stats import ServiceStats, process_facts
 
@@ -88,6 +89,11 @@ class RayPlatform:
         handles = [cast(ActorPort, stage).handle for stage in stages]
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
 
+    async def record(self, spec: ServiceSpec) -> None:
+        self._spec = spec
+        # Nothing is awaited: once a controller was told to end, its record is not written again.
+        internal_kv._internal_kv_put(SPEC_KEY, spec.encode(), overwrite=True, namespace=NAMESPACE)
+
     async def end(self) -> None:
         await asyncio.to_thread(end_parts, self._spec.identity)
 
@@ -130,6 +136,18 @@ def create_controller(spec: ServiceSpec) -> Any:
 def resources_of_nodes() -> list[dict[str, float]]:
     """What each living node of the cluster offers in all, by Ray's names."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def ask_gcs() -> None:
+    """A question that the GCS alone can answer; waits for it for as long as Ray does."""
+    internal_kv._internal_kv_exists(SPEC_KEY, namespace=NAMESPACE)
+
+
+def servers() -> Servers:
+    """Where the GCS and this node's raylet listen."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    mine = next(node for node in ray.nodes() if node["NodeID"] == node_id())
+    return Servers((host, int(port)), (mine["NodeManagerAddress"], mine["NodeManagerPort"]))
 
 
 def served_identity() -> str | None:

@@ -8,7 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from tramontane.cluster.spec import NAMESPACE
 
@@ -41,6 +41,18 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address or "local", **quiet)
     except ConnectionError as error:
         raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def leave(status: int) -> NoReturn:
+    """End this process where Ray is gone: its own end would wait for its servers, and leaving that out crashes.
+
+    All other handlers run: what is left of a Ray of our own ends, too.
+    """
+    import ray
+
+    atexit.unregister(ray._private.worker.shutdown)
+    atexit._run_exitfuncs()
+    os._exit(status)
 
 
 def _check_reachable(address: str) -> None:

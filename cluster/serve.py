@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 import signal
 import threading
 import time
-from typing import Any, cast
+from typing import Any
 
-from tramontane.cluster.controller import ServicePhase, Status
-from tramontane.cluster.doors import host_port
 from tramontane.cluster.events import Events
 from tramontane.cluster.exposure import check_entrance
+from tramontane.cluster.following import ControllerGone, ServiceGone, follow, hold
 from tramontane.cluster.gateway import check_port
 from tramontane.cluster.planning import ServeOptions, fit_to, plan_service
-from tramontane.cluster.ray_start import start_ray
-from tramontane.cluster.reasons import one_line
+from tramontane.cluster.polling import in_time
+from tramontane.cluster.ray_start import leave, start_ray
+from tramontane.cluster.ray_watch import RayGone, RayWatch
 from tramontane.cluster.spec import ServiceSpec
 
-POLL_S = 0.2
-ANSWER_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 30.0
-
-
-class ServiceGone(ConnectionError):  # noqa: N818  (an event as much as an error)
-    """The service was ended by somebody else."""
+END_TIMEOUT_S = 60.0
+LAST_TRY_S = 10.0
+"""To end a service whose Ray is gone in part."""
 
 
 def serve(options: ServeOptions) -> int:
@@ -34,7 +31,7 @@ def serve(options: ServeOptions) -> int:
     Raises:
         ValueError: see `plan_service` and `check_entrance`, or the options contradict each other.
         OSError: the port is in use.
-        ConnectionError: no Ray cluster at `address`, or the service was ended from elsewhere.
+        ConnectionError: no Ray cluster at `address`.
     """
     if options.detach and options.address is None:
         raise ValueError("detach needs --address: without it, the service's Ray ends with this command")
@@ -44,7 +41,7 @@ def serve(options: ServeOptions) -> int:
     if options.address is None:
         asyncio.run(check_port(options.host, options.port))
 
-    events, ending = Events(as_json=options.as_json), threading.Event()
+    events, ending = Events.alone_on_stdout(as_json=options.as_json), threading.Event()
     for warning in warnings:
         events.tell("warning", warning)
     if options.address is None:
@@ -57,22 +54,33 @@ def serve(options: ServeOptions) -> int:
     controller = None
     import ray
 
+    owns_ray = options.address is None
     try:
-        spec = fit_to(spec, options, ray_platform.resources_of_nodes())
-        _say_plan(spec, events)
-        controller = ray_platform.create_controller(spec)
-        if not _follow(controller, spec, events, ending, owns_ray=options.address is None):
-            return 0 if ending.is_set() else 1  # the user may end it before it is ready
-        if options.detach:
+        with RayWatch(ray_platform.servers(), ray_platform.ask_gcs, gcs_may_return=not owns_ray) as watch:
+            spec = fit_to(spec, options, ray_platform.resources_of_nodes())
+            _say_plan(spec, events)
+            controller = ray_platform.create_controller(spec)
+            if not follow(controller, spec, events, ending, watch, owns_ray=owns_ray):
+                return 0 if ending.is_set() else 1  # the user may end it before it is ready
+            if options.detach:
+                controller = None
+                return 0
+            return 0 if hold(controller, spec, events, ending, watch) else 1
+    except (ServiceGone, ControllerGone) as gone:
+        events.tell("broken", f"not serving: {gone}")
+        if isinstance(gone, ServiceGone):
             controller = None
-            return 0
-        return 0 if _hold(controller, spec, events, ending) else 1
-    except ServiceGone:
-        controller = None
-        raise
+        return 1
+    except RayGone as gone:
+        events.tell("broken", f"not serving: {gone}")
+        if not owns_ray and controller is not None:
+            with contextlib.suppress(Exception):
+                in_time(lambda: _end(controller, spec.identity, events), LAST_TRY_S)
+        leave(1)
     finally:
-        if controller is not None:
-            _end(controller, spec.identity, events)
+        if controller is not None and not in_time(lambda: _end(controller, spec.identity, events), END_TIMEOUT_S):
+            events.tell("warning", f"the service did not end within {END_TIMEOUT_S:.0f} s")
+            leave(1)
         ray.shutdown()
 
 
@@ -82,7 +90,7 @@ def down(address: str, *, as_json: bool) -> int:
     Raises:
         ConnectionError: no Ray cluster at `address`.
     """
-    events = Events(as_json=as_json)
+    events = Events.alone_on_stdout(as_json=as_json)
     start_ray(address)
     import ray
 
@@ -126,76 +134,6 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
     )
     logs = str(actors.session_dir() / "logs")
     events.tell("logs", f"logs in {logs}", folder=logs)
-
-
-def _follow(controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event, *, owns_ray: bool) -> bool:
-    """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it."""
-    said, listening = "", False
-    while not ending.wait(POLL_S):
-        status = _status(controller, spec)
-        if status is None:
-            continue
-        if status.port and not listening:
-            target = host_port(spec.entrance.host, status.port)
-            events.tell("listening", f"listening on {target}, not serving yet", target=target)
-            listening = True
-        event, line, facts = _news(status, spec)
-        if line and line != said:
-            events.tell(event, line, **facts)
-            said = line
-        if status.phase is ServicePhase.READY:
-            return True
-        if status.phase is ServicePhase.BROKEN or (status.phase is ServicePhase.WAITING and status.detail and owns_ray):
-            return False
-    return False
-
-
-def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | float]]:
-    """An event's name, message and facts; the message is empty where there is nothing to say."""
-    match status.phase:
-        case ServicePhase.WAITING:
-            return "waiting", status.detail, {}
-        case ServicePhase.LOADING:
-            percent = math.floor(status.fraction * 10) * 10
-            return "loading", f"loading, {percent} %", {"percent": percent}
-        case ServicePhase.READY:
-            target = host_port(spec.entrance.host, status.port)
-            return "ready", f"ready: {spec.name} on {target}", {"target": target, "version": status.version}
-        case ServicePhase.BROKEN:
-            return "broken", f"not serving: {status.detail}", {}
-    return "", "", {}
-
-
-def _hold(controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event) -> bool:
-    """Wait for the user's end; a service that breaks is said once. True if it was whole until then."""
-    whole = True
-    while not ending.wait(POLL_S * 5):
-        status = _status(controller, spec)
-        if status is not None and status.phase is ServicePhase.BROKEN and whole:
-            events.tell("broken", f"not serving: {status.detail}")
-            whole = False
-    return whole
-
-
-def _status(controller: Any, spec: ServiceSpec) -> Status | None:
-    """What the controller says; None while Ray restarts it.
-
-    Raises:
-        ServiceGone: somebody else has ended the service.
-        ConnectionError: the controller cannot live; the reason as one line.
-    """
-    import ray
-
-    from tramontane.cluster import ray_platform
-
-    try:
-        return cast(Status, ray.get(controller.status.remote(), timeout=ANSWER_TIMEOUT_S))
-    except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
-        return None
-    except ray.exceptions.RayActorError as error:
-        if ray_platform.served_identity() != spec.identity:
-            raise ServiceGone("the service was ended from elsewhere") from None
-        raise ConnectionError(f"the controller cannot run: {one_line(error)}") from None
 
 
 def _end(controller: Any, identity: str | None, events: Events) -> bool:

@@ -1,4 +1,7 @@
-"""What a service should be: decided once by `serve`, kept in Ray's key-value store, acted on by the controller."""
+"""What a service should be: decided once by `serve`, kept in Ray's key-value store, acted on by the controller.
+
+The controller adds what was loaded, so that one that comes back serves just that.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,16 @@ NAMESPACE = "tramontane"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What the stages have loaded. It is served from then on, whatever becomes of the folder."""
+
+    version: str
+    row_invariant: bool
+    tensors: dict[str, bytes]
+    """The digest of each tensor, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSpec:
     """All that the controller needs to create the service's parts, again and again.
 
@@ -31,6 +44,8 @@ class ServiceSpec:
     """The model's name towards users."""
     model_dir: str
     """The checkpoint's folder, at the same path on every node."""
+    files: dict[str, bytes]
+    """Digests of its small files (`SmallFiles.digests`): a part that finds others does not join."""
     spans: tuple[tuple[int, int], ...]
     """Each stage's layers, [first, last)."""
     dtype: str
@@ -47,6 +62,8 @@ class ServiceSpec:
     entrance: Entrance
     """Where and how the gateway lets users in."""
     log_level: str
+    loaded: Loaded | None = None
+    """None until all stages have loaded; the controller adds it."""
 
     @property
     def stages(self) -> int:
@@ -80,10 +97,12 @@ class ServiceSpec:
         """Read a record of `encode`."""
         values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
         scheduler = values["scheduler"]
-        nested = {
+        nested: dict[str, Any] = {
             "scheduler": SchedulerOptions(**(scheduler | {"layout": KVLayout(**scheduler["layout"])})),
             "entrance": Entrance(**values["entrance"]),
         }
+        if values["loaded"] is not None:
+            nested["loaded"] = Loaded(**values["loaded"])
         return cls(**(values | nested))
 
 

@@ -10,8 +10,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 
 from tramontane.stages.checkpoint import check_tokenizer_size
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.folder import TOKENIZER, SmallFiles
 
-FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
 
@@ -45,6 +45,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Tokenizer | None:
+        """`read` of a checkpoint folder."""
+        return cls.read(SmallFiles.read(folder, [TOKENIZER]), config)
+
+    @classmethod
+    def read(cls, files: SmallFiles, config: ModelConfig) -> Tokenizer | None:
         """The tokenizer of a checkpoint folder, or None where it has none.
 
         BOS is the configuration's, else the tokenizer's own.
@@ -52,11 +57,11 @@ class Tokenizer:
         Raises:
             ValueError: the file cannot be read, or it has more ids than the embedding has rows.
         """
-        path = folder / FILE_NAME
-        if not path.exists():
+        path, content = files.folder / TOKENIZER, files.contents[TOKENIZER]
+        if content is None:
             return None
         try:
-            tokenizer = cls(path.read_bytes(), bos_id=config.bos_id)
+            tokenizer = cls(content, bos_id=config.bos_id)
         except Exception as error:  # SentencePiece and protobuf raise several unrelated classes
             raise ValueError(f"{path}: not a SentencePiece model: {error}") from error
         check_tokenizer_size(tokenizer.size, config, path)

@@ -56,7 +56,7 @@ class LoadedStage:
     """What the service's version is made of."""
 
     digests: dict[str, bytes]
-    """SHA-256 of each tensor that the stage owns, by name."""
+    """Of each tensor that the stage owns, over every byte, by name."""
     numerics: str
     """Torch version, device kind, CPU capability, kernel set."""
     row_invariant: bool

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.folder import describe_folder, read_json
+from tramontane.stages.folder import OtherBytes, describe_folder, read_json
 from tramontane.stages.layouts import Slot, slots, tensor_name, tensor_shape
 from tramontane.stages.safetensors_header import TensorInfo, read_header
 
@@ -102,6 +102,16 @@ class Checkpoint:
                 owned_by = f"stages {', '.join(map(str, stages))}" if stages else "no stage"
                 raise ValueError(f"tensor {name} belongs to {owned_by}; the stages' layers are {layers}")
         return owners
+
+    def check_digests(self, digests: Mapping[str, bytes], known: Mapping[str, bytes]) -> None:
+        """Compare the digests of tensors that were read with those that are known of all.
+
+        Raises:
+            OtherBytes: names the first tensor that differs, and its file.
+        """
+        for name, digest in digests.items():
+            if known.get(name) != digest:
+                raise OtherBytes(f"{self.tensors[name].file}: tensor {name} is not what the service has loaded")
 
 
 def check_tokenizer_size(ids: int, config: ModelConfig, tokenizer: Path) -> None:

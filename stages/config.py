@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tramontane.stages.folder import read_json
+from tramontane.stages.folder import CONFIG, GENERATION, SmallFiles
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -90,22 +90,27 @@ class ModelConfig:
 
     @classmethod
     def load(cls, model_dir: Path) -> ModelConfig:
-        """Read `config.json` and, for the EOS ids, `generation_config.json` of a checkpoint folder.
+        """`read` of a checkpoint folder."""
+        return cls.read(SmallFiles.read(model_dir, [CONFIG, GENERATION]))
+
+    @classmethod
+    def read(cls, files: SmallFiles) -> ModelConfig:
+        """What `config.json` and, for the EOS ids, `generation_config.json` say.
 
         Raises:
             ValueError: the folder holds no readable `config.json`, or it describes a model that is not supported.
         """
-        path, generation = model_dir / "config.json", model_dir / "generation_config.json"
-        values = read_json(path)
+        values = files.json(CONFIG)
         try:
             config = cls.from_hf(values)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if generation.exists():
+            raise ValueError(f"{files.folder / CONFIG}: {error}") from None
+        if files.contents[GENERATION] is not None:
+            generation = files.json(GENERATION)
             try:
-                eos_ids = _ids(read_json(generation).get("eos_token_id"), "eos_token_id", config.vocab)
+                eos_ids = _ids(generation.get("eos_token_id"), "eos_token_id", config.vocab)
             except ValueError as error:
-                raise ValueError(f"{generation}: {error}") from None
+                raise ValueError(f"{files.folder / GENERATION}: {error}") from None
             config = replace(config, eos_ids=eos_ids or config.eos_ids)
         return config
 

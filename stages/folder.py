@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.model"
+SMALL_FILES = (CONFIG, GENERATION, TOKENIZER)
+"""Beside the tensors, these decide which token comes next and how it reads."""
 
 FOREIGN_FILES = {
     "params.json": "Mistral's own layout",
@@ -25,6 +32,63 @@ FOREIGN_FILES = {
 SHOWN_FILES = 5
 
 
+class OtherBytes(ValueError):  # noqa: N818  (what was found, as much as an error)
+    """A file of the checkpoint folder is not what the service has loaded."""
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """Small files of a checkpoint folder, read once: what is digested is what is used."""
+
+    folder: Path
+    contents: Mapping[str, bytes | None]
+    """By name; None where the folder has no such file."""
+
+    @classmethod
+    def read(cls, folder: Path, names: Sequence[str] = SMALL_FILES) -> SmallFiles:
+        """Read the files of these names.
+
+        Raises:
+            ValueError: one is there and cannot be read.
+        """
+        return cls(folder, {name: _content(folder / name) for name in names})
+
+    @property
+    def digests(self) -> dict[str, bytes]:
+        """SHA-256 of each that is there, by name."""
+        return {
+            name: hashlib.sha256(content).digest() for name, content in self.contents.items() if content is not None
+        }
+
+    def check(self, known: Mapping[str, bytes]) -> None:
+        """Compare what was read with the digests that are known of all small files.
+
+        Raises:
+            OtherBytes: names the first file that differs.
+        """
+        mine = self.digests
+        for name in self.contents:
+            if mine.get(name) != known.get(name):
+                raise OtherBytes(f"{self.folder / name}: not the file that the service has loaded")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in one of them.
+
+        Raises:
+            ValueError: there is no such file (says what the folder holds instead), or it holds no JSON object.
+        """
+        path, content = self.folder / name, self.contents[name]
+        if content is None:
+            raise ValueError(f"{path}: no such file; {describe_folder(self.folder)}")
+        try:
+            values = json.loads(content.decode())
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: holds {type(values).__name__}, not an object")
+        return values
+
+
 def describe_folder(folder: Path) -> str:
     """What a checkpoint folder should hold, and what this one holds instead, for a refusal."""
     wanted = "a checkpoint is a Hugging Face folder with config.json and model.safetensors (or its index and shards)"
@@ -39,17 +103,14 @@ def describe_folder(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file. Raises as `SmallFiles.json` does."""
+    return SmallFiles.read(path.parent, [path.name]).json(path.name)
 
-    Raises:
-        ValueError: there is no such file (says what the folder holds instead), or it holds no JSON object.
-    """
+
+def _content(path: Path) -> bytes | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file; {describe_folder(path.parent)}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return None
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, not an object")
-    return values

@@ -56,7 +56,7 @@ class Stage:
         self.config = config
         self.span = span
         self.digests = digests
-        """SHA-256 of each tensor that this stage owns, by name."""
+        """Of each tensor that this stage owns, over every byte, by name; see `tensor_digest.py`."""
         self.numerics = numerics_id(device, kernels.name)
         self.row_invariant = kernels.row_invariant
         self.stats = StageStats()
@@ -108,7 +108,7 @@ class Stage:
             embedding=chosen.pack_embedding(reader.embedding()) if is_first else None,
             layers={index: chosen.pack_layer(reader.layer(index)) for index in span},
             head=chosen.pack_head(reader.norm(), reader.head()) if is_last else None,
-            digests=reader.digests,
+            digests=reader.digests(),
             sampleable_ids=min(sampleable_ids or config.vocab, config.vocab),
         )
         assert not reader.unread, f"tensors of layers {span} that nobody read: {reader.unread}"

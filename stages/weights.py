@@ -9,10 +9,10 @@ D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E experts, V vocab. Ma
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +21,17 @@ from torch import Tensor
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.layouts import Slot
 from tramontane.stages.safetensors_header import TensorInfo
+from tramontane.stages.tensor_digest import PIECE_BYTES, Hashing, root
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-DIGESTED_BYTES = 4096
-"""A tensor's digest covers so many of its first and of its last bytes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerWeights:
-    """One decoder layer's tensors, in the stage's dtype, in memory that goes when this object does."""
+    """One decoder layer's tensors, in the stage's dtype, in memory that goes when this object does.
+
+    Nobody writes to them: they may still be hashed.
+    """
 
     attention_norm_D: Tensor
     q: Tensor
@@ -69,14 +70,26 @@ class WeightReader:
         """The embedding of a tied model, once it is read."""
         self._unread = {name: checkpoint.tensors[name].size for name in checkpoint.owned(span)}
         self._total = self._left = sum(self._unread.values())
-        self.digests: dict[str, bytes] = {}
-        """SHA-256 over name, dtype, shape, first and last 4 KiB of each tensor read so far, by name; once all are read,
-        of each that this stage owns."""
+        self._hashing = Hashing()
+        self._leaves: dict[str, list[Future[bytes]]] = {}
+        """Of each tensor read so far, by name."""
 
     @property
     def unread(self) -> tuple[str, ...]:
         """The tensors of this stage that nobody has asked for yet; none when the stage is complete."""
         return tuple(self._unread)
+
+    def digests(self) -> dict[str, bytes]:
+        """Of each tensor read so far, over every byte, by name: once all are read, of each that this stage owns.
+
+        They are taken from the bytes that were read, so they tell of just what the stage computes with. Waits for those
+        that are not finished.
+        """
+        tensors = self._checkpoint.tensors
+        return {
+            name: root(name, tensors[name].dtype, tensors[name].shape, (leaf.result() for leaf in leaves))
+            for name, leaves in self._leaves.items()
+        }
 
     def embedding(self) -> Tensor:
         """[V, D]; a tied model's may be the head, too, and must not be written to."""
@@ -125,9 +138,11 @@ class WeightReader:
 
     def _read(self, slot: Slot) -> Tensor:
         tensor = self._checkpoint.tensors[self._checkpoint.slots[slot]]
-        content = _content(tensor)
-        if tensor.name not in self.digests:
-            self.digests[tensor.name] = _digest(tensor, content)
+        content = own_pages((tensor.size,), torch.uint8)
+        is_new, leaves = tensor.name not in self._leaves, self._leaves.setdefault(tensor.name, [])
+        for piece in _read_pieces(tensor, content.numpy().data):
+            if is_new:
+                leaves.append(self._hashing.leaf(piece))
         self._left -= self._unread.pop(tensor.name, 0)
         self._on_progress(1.0 - self._left / self._total)
         values = content.view(TORCH_DTYPES[tensor.dtype]).view(tensor.shape)
@@ -146,30 +161,25 @@ def own_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
-def _content(tensor: TensorInfo) -> Tensor:
-    """A tensor's bytes. They are copied, not mapped: a file that shrinks meanwhile is an error, not a signal.
+def _read_pieces(tensor: TensorInfo, content: memoryview) -> Iterator[memoryview]:
+    """Read a tensor's bytes into `content`, and hand out each piece of it when it is complete.
+
+    They are copied, not mapped: a file that shrinks meanwhile is an error, not a signal.
 
     Raises:
         ValueError: the file ends before the tensor does.
     """
-    content = own_pages((tensor.size,), torch.uint8)
-    rest = content.numpy().data
     with tensor.file.open("rb", buffering=0) as stream:
         stream.seek(tensor.start)
-        # One call reads 2 GiB at most.
-        while rest:
-            count = stream.readinto(rest)
-            if not count:
-                end = tensor.start + tensor.size
-                raise ValueError(
-                    f"{tensor.file}: truncated: tensor {tensor.name} ends at byte {end}, the file at {end - len(rest)}"
-                )
-            rest = rest[count:]
-    return content
-
-
-def _digest(tensor: TensorInfo, content: Tensor) -> bytes:
-    """Over the bytes that were read, so that it tells of just what the stage computes with."""
-    first, last = content[:DIGESTED_BYTES], content[-DIGESTED_BYTES:]
-    about = f"{tensor.name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode()
-    return hashlib.sha256(about + first.numpy().tobytes() + last.numpy().tobytes()).digest()
+        for start in range(0, tensor.size, PIECE_BYTES):
+            piece = content[start : start + PIECE_BYTES]
+            read = 0
+            while read < len(piece):
+                count = stream.readinto(piece[read:])
+                if not count:
+                    end, ends = tensor.start + tensor.size, tensor.start + start + read
+                    raise ValueError(
+                        f"{tensor.file}: truncated: tensor {tensor.name} ends at byte {end}, the file at {ends}"
+                    )
+                read += count
+            yield piece

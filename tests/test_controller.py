@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.scheduler_options import SchedulerOptions
-from tramontane.cluster.spec import ServiceSpec
+from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
+from tramontane.stages.folder import SmallFiles
 from tramontane.stages.kv_layout import KVLayout
 
 ADDRESS = Address(node="n", unix_path="/r", host="", port=0)
@@ -28,6 +29,8 @@ class FakePlatform:
         self.log: list[str] = []
         self.lacking = ["no room: 2 CPU are missing"]
         self.load_fails = False
+        self.bytes_on_disk = b"d"
+        self.recorded: list[ServiceSpec] = []
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.loaded = asyncio.Event()
@@ -51,6 +54,10 @@ class FakePlatform:
         self.log.append(f"create {name} over {len(stages)}")
         return FakeRouter(self)
 
+    async def record(self, spec):
+        self.log.append("record")
+        self.recorded.append(spec)
+
     async def end(self):
         self.log.append("end")
 
@@ -63,7 +70,7 @@ class FakeStage:
         await self.platform.loaded.wait()
         if self.platform.load_fails:
             raise ValueError("tensor model.norm.weight is missing")
-        return LoadedStage({f"t{self.index}": b"d"}, "numerics", True)
+        return LoadedStage({f"t{self.index}": self.platform.bytes_on_disk}, "numerics", True)
 
     async def progress(self):
         return 0.5
@@ -138,6 +145,7 @@ def spec(folder) -> ServiceSpec:
         generation=1,
         name="m",
         model_dir=str(folder),
+        files=SmallFiles.read(folder).digests,
         spans=((0, 2), (2, 3)),
         dtype="float32",
         quantize=None,
@@ -181,6 +189,7 @@ async def test_the_service_comes_up_in_order(spec) -> None:
         "reserve 0",
         "create stage-0.0",
         "create stage-0.1",
+        "record",
         "model 64 True",
         "create router-0 over 2",
         "bind",
@@ -238,3 +247,45 @@ async def test_stats_come_from_those_who_answer(spec) -> None:
 
 def test_a_spec_comes_back_from_its_record(spec) -> None:
     assert ServiceSpec.decode(spec.encode()) == spec
+    loaded = replace(spec, loaded=Loaded(version="v", row_invariant=True, tensors={"t": b"d"}))
+    assert ServiceSpec.decode(loaded.encode()) == loaded
+
+
+async def served(spec) -> tuple[ServiceSpec, str]:
+    """The record and the version of a service that has come up."""
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    (record,) = platform.recorded
+    return record, controller.status().version
+
+
+async def test_a_controller_that_comes_back_serves_what_was_loaded_whatever_the_folder_holds(spec, tmp_path) -> None:
+    """The folder may be gone: a healthy pipeline needs it no more."""
+    record, version = await served(spec)
+    assert record == replace(spec, loaded=record.loaded)
+    controller, platform, _ = await started(replace(record, model_dir=str(tmp_path / "gone")))
+    platform.lacking = []
+    assert controller.status().version == version
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert controller.status().version == version
+    assert platform.recorded == []
+
+
+async def test_a_pipeline_whose_room_is_gone_is_not_waited_for_again(spec) -> None:
+    """A node is gone, and with it a stage and the controller, which Ray has started elsewhere."""
+    record, _ = await served(spec)
+    controller, _platform, _ = await started(record)  # its platform lacks room at first
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    assert "the pipeline has lost its room: no room: 2 CPU are missing" in controller.status().detail
+
+
+async def test_a_stage_that_computes_another_version_does_not_join(spec) -> None:
+    record, version = await served(spec)
+    controller, platform, _ = await started(record)
+    platform.lacking, platform.bytes_on_disk = [], b"other"
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    assert f"and version {version} is served" in controller.status().detail
+    assert not any(entry.startswith(("model", "routes")) for entry in platform.log)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+
+import pytest
 
 from tramontane.cluster.events import Events
 
@@ -28,3 +33,64 @@ def test_programs_get_all_events_in_their_order(capsys):
     assert [event["event"] for event in told] == ["starting", "warning", "ready", "broken"]
     assert told[2] == {"event": "ready", "message": "ready: m on h:1", "target": "h:1"}
     assert err == ""
+
+
+OTHERS = """
+import ctypes, os, sys
+from tramontane.cluster.events import Events
+events = Events.alone_on_stdout(as_json="--json" in sys.argv)
+print("printed", flush=True)
+os.write(1, b"written\\n")
+libc = ctypes.CDLL(None)
+libc.puts(b"from C")
+libc.fflush(None)
+os.system("echo from a child")
+events.tell("ready", "ready: m", target="h:1")
+events.tell("warning", "a warning")
+"""
+OTHERS_SAID = ["printed", "written", "from C", "from a child"]
+
+UNREAD = """
+import sys
+from tramontane.cluster.events import Events
+events = Events.alone_on_stdout(as_json=False)
+events.tell("ready", "ready: m")
+sys.stdin.read()
+events.tell("warning", "a warning")
+events.tell("ended", "ended")
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_others_print_goes_to_stderr(options):
+    command = [sys.executable, "-c", OTHERS, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    out, err = done.stdout.splitlines(), done.stderr.splitlines()
+    if options:
+        assert [json.loads(line)["event"] for line in out] == ["ready", "warning"]
+        assert err == OTHERS_SAID
+    else:
+        assert out == ["ready: m"]
+        assert err == [*OTHERS_SAID, "a warning"]
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stdout", "stderr"]])
+def test_events_that_nobody_reads_are_dropped(closed):
+    """As in `serve | head -1`, with and without `2>&1`."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", UNREAD], **pipes)
+    assert process.stdout.readline() == b"ready: m\n"
+    for name in closed:
+        getattr(process, name).close()
+    process.stdin.close()
+    assert process.wait(60) == 0
+    if "stderr" not in closed:
+        assert process.stderr.read() == b"a warning\n", "nor does the interpreter complain at its end"
+
+
+@pytest.mark.parametrize(("number", "out"), [(1, b""), (2, b"ready: m\nended\n")])
+def test_a_stream_that_was_never_open_is_no_trouble(number, out):
+    script = UNREAD.replace("sys.stdin.read()", "print('printed', flush=True)")
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(number), timeout=60, check=True)
+    assert done.stdout == out

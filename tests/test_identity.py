@@ -1,14 +1,19 @@
 """The version names everything that decides a token, and nothing else: no path, no time, no number of stages."""
 
 import shutil
+import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
-from models import make_checkpoint, random_tensors, save_tensors
+from models import cached_checkpoint, make_checkpoint, random_tensors, save_tensors
+from service import eventually
 
+from tramontane.stages import tensor_digest
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import EXAMPLE, ModelConfig
 from tramontane.stages.identity import numerics_id
+from tramontane.stages.split import split_as
 from tramontane.stages.stage import Stage
 from tramontane.stages.version import combine_version
 
@@ -33,28 +38,69 @@ def digests_of(folder, config):
     return Stage.load(config, folder, range(config.layers), dtype="float32", device="cpu", kernels="reference").digests
 
 
-def test_digests_cover_the_edges_of_every_tensor(tmp_path):
-    shape = {"hidden_size": 64, "intermediate_size": 80}  # tensors beyond 2 x 4 KiB
-    folder = make_checkpoint(tmp_path / "a", "MistralForCausalLM", **shape)
+def test_digests_cover_every_byte_of_every_tensor(tmp_path):
+    """Edges and middles of pieces, the last of which is shorter, and 4 KiB from both ends."""
+    folder = make_checkpoint(tmp_path / "a", "MistralForCausalLM", vocab_size=14_000)
     before = digests(folder)
     assert digests(shutil.copytree(folder, tmp_path / "b")) == before
-    name = "model.layers.2.mlp.down_proj.weight"
-    size = 64 * 80 * 4
-    for byte, seen in [
-        (0, True),
-        (4095, True),
-        (4096, False),
-        (size - 4097, False),
-        (size - 4096, True),
-        (size - 1, True),
-    ]:
+    name, piece, size = "model.embed_tokens.weight", 2**20, 14_000 * 40 * 4
+    assert 2 * piece < size < 3 * piece
+    for byte in (0, 4096, piece - 1, piece, piece + piece // 2, 2 * piece, size - 4097, size - 1):
         flip(folder, name, byte)
-        changed = {other for other, digest in digests(folder).items() if digest != before[other]}
-        assert changed == ({name} if seen else set()), byte
+        assert {other for other, digest in digests(folder).items() if digest != before[other]} == {name}, byte
         flip(folder, name, byte)
     assert digests(folder) == before
     flip(folder, "model.norm.weight", 17)
     assert digests(folder)["model.norm.weight"] != before["model.norm.weight"]
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("shard_size", [None, "200KB"])
+def test_digests_depend_neither_on_files_nor_on_stages(shard_size, stages):
+    folder = cached_checkpoint("MixtralForCausalLM", shard_size=shard_size)
+    assert len(list(folder.glob("*.safetensors"))) == (1 if shard_size is None else 3)
+    config, found = ModelConfig.load(folder), {}
+    for span in split_as(config, [3] if stages == 1 else [1, 1, 1]):
+        stage = Stage.load(config, folder, span, dtype="float32", device="cpu", kernels="reference")
+        found |= stage.digests
+    assert found == digests(cached_checkpoint("MixtralForCausalLM"))
+
+
+def test_pieces_that_change_places_are_another_tensor():
+    leaves = [tensor_digest.leaf(memoryview(content)) for content in (b"one", b"two")]
+    whole = tensor_digest.root("t", "float32", (2, 3), leaves)
+    assert whole != tensor_digest.root("t", "float32", (2, 3), reversed(leaves))
+    assert whole != tensor_digest.root("t", "float32", (3, 2), leaves)
+    assert whole != tensor_digest.root("u", "float32", (2, 3), leaves)
+
+
+def test_a_reader_waits_for_hashing_that_is_far_behind(monkeypatch):
+    """Each piece that waits keeps its tensor in memory."""
+    awaited = []
+
+    class Threads:
+        def __init__(self, *_):
+            self.taken = 0
+
+        def submit(self, job, piece):
+            future = Future()
+            number, self.taken = self.taken, self.taken + 1
+            future.result = lambda: awaited.append(number)
+            return future
+
+    monkeypatch.setattr(tensor_digest, "ThreadPoolExecutor", Threads)
+    hashing = tensor_digest.Hashing()
+    for _ in range(tensor_digest.MOST_WAITING):
+        hashing.leaf(memoryview(b""))
+    assert awaited == []
+    for _ in range(3):
+        hashing.leaf(memoryview(b""))
+    assert awaited == [0, 1, 2]
+
+
+def test_the_threads_that_hash_end_with_loading():
+    digests(cached_checkpoint("MixtralForCausalLM"))
+    eventually(lambda: not any("hashing" in thread.name for thread in threading.enumerate()))
 
 
 def test_digests_tell_name_and_shape_apart(tmp_path):
@@ -69,9 +115,7 @@ def test_digests_tell_name_and_shape_apart(tmp_path):
 
 def version(**changes):
     known = {
-        "config_bytes": b"{}",
-        "generation_bytes": None,
-        "tokenizer_bytes": b"pieces",
+        "files": {"config.json": b"{}", "tokenizer.model": b"pieces"},
         "dtype": "float32",
         "digests": [{"a": b"1", "b": b"2"}, {"b": b"2", "c": b"3"}],
         "numerics": ["x", "x"],
@@ -87,17 +131,18 @@ def test_the_version_does_not_depend_on_the_split():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"config_bytes": b"{ }"},
-        {"generation_bytes": b""},
-        {"tokenizer_bytes": None},
-        {"tokenizer_bytes": b"pieceS"},
+        {"files": {"config.json": b"{ }", "tokenizer.model": b"pieces"}},
+        {"files": {"config.json": b"{}", "tokenizer.model": b"pieceS"}},
+        {"files": {"config.json": b"{}", "generation_config.json": b"", "tokenizer.model": b"pieces"}},
+        {"files": {"config.json": b"{}", "generation_config.json": b"pieces"}},
+        {"files": {"config.json": b"{}pieces", "tokenizer.model": b""}},
+        {"files": {"config.json": b"{}"}},
         {"dtype": "bfloat16"},
         {"digests": [{"a": b"1", "b": b"2"}, {"b": b"2", "c": b"4"}]},
         {"digests": [{"a": b"1", "b": b"2"}]},
         {"digests": [{"a": b"1", "d": b"2", "c": b"3"}]},
         {"numerics": ["y", "y"]},
         {"numerics": ["x", "y"]},
-        {"config_bytes": b"{}pieces", "tokenizer_bytes": b""},
     ],
     ids=str,
 )

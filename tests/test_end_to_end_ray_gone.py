@@ -1,0 +1,183 @@
+"""A `serve` whose service can no longer serve says so and ends, also where it is Ray that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_cluster import RayCluster
+from service import eventually
+
+from tramontane.client import Client
+
+pytestmark = pytest.mark.ray
+
+TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
+
+
+class Program:
+    """`tramontane serve --json`, its stdout apart from what else is printed."""
+
+    def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [TRAMONTANE, "serve", "--json", "--port", "0", "--stages", "1", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    @property
+    def events(self) -> list[dict[str, str]]:
+        """All lines must be JSON objects."""
+        return [json.loads(line) for line in list(self.lines)]
+
+    def told(self, event: str) -> dict[str, str]:
+        """The first of that name, once it was told."""
+
+        def found() -> list[dict[str, str]]:
+            return [each for each in self.events if each["event"] == event]
+
+        eventually(lambda: bool(found()) or self.process.poll() is not None, 120)
+        assert found(), self.lines
+        return found()[0]
+
+    def end(self) -> int:
+        """The exit status, by itself."""
+        status = self.process.wait(90)
+        self._reader.join(10)
+        return status
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    """Ends what a test that failed has left running."""
+    started: list[Program] = []
+    yield started
+    for program in started:
+        if program.process.poll() is None:
+            program.process.send_signal(signal.SIGINT)
+            program.end()
+
+
+def running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("server", "said"), [("raylet", "the raylet of this node is gone"), ("gcs_server", "Ray's GCS is gone")]
+)
+def test_a_server_of_our_own_ray_that_is_gone_ends_serve_and_everything(programs, server: str, said: str) -> None:
+    program = Program()
+    programs.append(program)
+    with Client(program.told("ready")["target"]) as client:
+        processes = [psutil.Process(process.pid) for process in client.stats().processes]
+    children = psutil.Process(program.process.pid).children(recursive=True)
+    next(child for child in children if child.name() == server).kill()
+    assert program.end() == 1
+    last = program.events[-1]
+    assert (last["event"], last["message"]) == ("broken", f"not serving: {said}")
+    eventually(lambda: not any(running(process) for process in [*processes, *children]))
+
+
+@pytest.mark.parametrize("role", ["stage", "router", "gateway"])
+def test_a_part_that_is_gone_ends_serve_and_everything(programs, role: str) -> None:
+    program = Program()
+    programs.append(program)
+    with Client(program.told("ready")["target"]) as client:
+        parts = client.stats().processes
+    children = psutil.Process(program.process.pid).children(recursive=True)
+    os.kill(next(part.pid for part in parts if part.role == role), signal.SIGKILL)
+    assert program.end() == 1
+    assert [event["event"] for event in program.events[-3:]] == ["broken", "ending", "ended"]
+    eventually(lambda: not any(running(child) for child in children))
+
+
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
+def test_a_server_of_another_ray_that_is_gone_ends_serve(programs, server: str) -> None:
+    """The GCS has no storage. `ray start --block` ends the rest of the head's processes when one of them is gone."""
+    cluster = RayCluster(1)
+    try:
+        program = Program("--address", cluster.address, environment=cluster.environment)
+        programs.append(program)
+        program.told("ready")
+        children = psutil.Process(cluster.nodes[0].pid).children(recursive=True)
+        next(child for child in children if child.name() == server).kill()
+        assert program.end() == 1
+        assert "not serving: " in program.told("broken")["message"]
+    finally:
+        cluster.end()
+
+
+def test_a_service_that_was_ended_from_elsewhere_ends_its_serve(programs) -> None:
+    cluster = RayCluster(1)
+    try:
+        program = Program("--address", cluster.address, environment=cluster.environment)
+        programs.append(program)
+        program.told("ready")
+        down = [TRAMONTANE, "down", "--address", cluster.address]
+        subprocess.run(down, env=cluster.environment, stdout=subprocess.DEVNULL, timeout=120, check=True)
+        assert program.end() == 1
+        assert program.events[-1]["message"] == "not serving: the service was ended from elsewhere"
+    finally:
+        cluster.end()
+
+
+@pytest.mark.skipif("TRAMONTANE_SLOW_TESTS" not in os.environ, reason="takes a minute: set TRAMONTANE_SLOW_TESTS=1")
+def test_a_gcs_that_others_outlive_is_waited_for_and_then_ends_serve(programs) -> None:
+    """Were it to come back, the service would go on."""
+    cluster = RayCluster(1)
+    try:
+        program = Program("--address", cluster.address, environment=cluster.environment)
+        programs.append(program)
+        program.told("ready")
+        head = psutil.Process(cluster.nodes[0].pid)
+        head.suspend()
+        next(child for child in head.children(recursive=True) if child.name() == "gcs_server").kill()
+        assert program.end() == 1
+        assert program.told("broken")["message"].startswith("not serving: Ray's GCS has not answered for 4")
+        head.resume()
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(cluster.nodes[0].pid).resume()
+        cluster.end()
+
+
+def test_a_closed_stdout_does_not_end_a_service() -> None:
+    """As in `serve | head -1`: what is told later has no reader, and the service serves on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [TRAMONTANE, "serve", "--stages", "1", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"starting Ray\n"
+        process.stdout.close()
+        with Client(f"127.0.0.1:{port}") as client:
+            assert len(client.generate("The", max_tokens=3, ignore_eos=True, timeout_s=120).token_ids) == 3
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
