@@ -13,7 +13,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,6 +35,9 @@ from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
+
+Place: TypeAlias = tuple[int, int, int, str, Any]
+"""An address as `getaddrinfo` gives it."""
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Serving"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -169,14 +172,27 @@ async def check_port(host: str, port: int) -> None:
     Raises:
         OSError: names host and port: in use, or not this machine's.
     """
+    places = await resolve(host, port)
+    troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]
+    serious = [error for error in troubles if error.errno not in NOT_THIS_MACHINES]
+    if serious or len(troubles) == len(places):
+        raise _no_listening(host, port, (serious or troubles)[0])
+
+
+async def resolve(host: str, port: int) -> Sequence[Place]:
+    """The addresses of a host's name.
+
+    Raises:
+        OSError: names host and port: there is no such host.
+    """
     try:
-        places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]
-        serious = [error for error in troubles if error.errno not in NOT_THIS_MACHINES]
-        if serious or len(troubles) == len(places):
-            raise (serious or troubles)[0]
-    except OSError as error:
-        raise OSError(f"cannot listen on {host_port(host, port)}: {error.strerror or error}") from error
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # the latter of a name that is too long for one
+        raise _no_listening(host, port, error) from None
+
+
+def _no_listening(host: str, port: int, error: Exception) -> OSError:
+    return OSError(f"cannot listen on {host_port(host, port)}: {getattr(error, 'strerror', None) or error}")
 
 
 def _trouble(family: int, kind: int, protocol: int, _name: str, address: Any) -> OSError | None:

@@ -13,6 +13,7 @@ from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.reasons import one_line
+from tramontane.cluster.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,13 @@ class LinkPipeline:
         self._tasks = [loop.create_task(self._run(self._send)), loop.create_task(self._run(self._receive))]
 
     @classmethod
-    async def dial(cls, name: str, address: Address, *, node: str, gateway: str, secret: bytes) -> LinkPipeline:
+    async def dial(cls, name: str, address: Address, site: Site, *, gateway: str) -> LinkPipeline:
         """Link up with the router called `name`.
 
         Raises:
             LinkClosed: nobody listens, or the handshake failed.
         """
-        link = await AsyncLink.dial(
-            address, node=node, role=Role.GATEWAY, name=gateway, epoch=0, secret=secret, timeout_s=DIAL_TIMEOUT_S
-        )
+        link = await AsyncLink.dial(address, site, role=Role.GATEWAY, name=gateway, epoch=0, timeout_s=DIAL_TIMEOUT_S)
         return cls(name, link)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -18,7 +19,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from tramontane.cluster import controller as controlling
-from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id, start_logging
+from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id
+from tramontane.cluster.part_process import open_log
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
 from tramontane.cluster.stats import ServiceStats, process_facts
@@ -35,7 +37,7 @@ class Controller:
         record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
         assert record is not None, "the spec is written before the controller is created"
         spec = ServiceSpec.decode(record)
-        start_logging(spec.log_level)
+        self._logs = open_log(spec, CONTROLLER)
         self._controller = controlling.Controller(
             spec, RayPlatform(spec), lambda: process_facts("controller", "0", node_id())
         )
@@ -130,6 +132,11 @@ def create_controller(spec: ServiceSpec) -> Any:
 def resources_of_nodes() -> list[dict[str, float]]:
     """What each living node of the cluster offers in all, by Ray's names."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def session_dir() -> Path:
+    """Ray's folder for this session; `logs/` has what each process has printed. No public name leads there."""
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path())
 
 
 def served_identity() -> str | None:

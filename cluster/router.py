@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
@@ -21,6 +19,7 @@ from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.scheduler import Scheduler
+from tramontane.cluster.site import Site
 from tramontane.cluster.stats import RouterCounters
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import StepResult
@@ -69,23 +68,11 @@ class RouterOptions:
 class Router:
     """Owns the sequences of one pipeline and all that is known about them."""
 
-    def __init__(
-        self,
-        name: str,
-        node: str,
-        stages: Sequence[StagePort],
-        options: RouterOptions,
-        *,
-        secret: bytes,
-        sockets: Path,
-        host: str | None = None,
-    ) -> None:
-        """Links are taken at a unix socket in `sockets` and, where a `host` is given, over TCP."""
+    def __init__(self, name: str, site: Site, stages: Sequence[StagePort], options: RouterOptions) -> None:
         self._name = name
-        self._node = node
+        self._site = site
         self._stages = stages
         self._options = options
-        self._secret = secret
         self._scheduler = Scheduler(
             options.layout,
             stages=len(stages),
@@ -96,9 +83,7 @@ class Router:
         )
         self._wake = asyncio.Event()
         self._desk = Desk(self._scheduler, self._wake.set)
-        self._listener = AsyncListener(
-            node=node, unix_path=sockets / f"{name}-{os.getpid()}.sock", secret=secret, on_link=self._on_link, host=host
-        )
+        self._listener = AsyncListener(name, site, self._on_link)
         self._epoch = 0
         self._step = 0
         self._results_seen = 0
@@ -142,11 +127,10 @@ class Router:
             self._start(self._watch(index, stage.run(self._epoch)))
         downlink = await AsyncLink.dial(
             addresses[0],
-            node=self._node,
+            self._site,
             role=Role.ROUTER,
             name=self._name,
             epoch=self._epoch,
-            secret=self._secret,
             timeout_s=BIND_TIMEOUT_S,
         )
         first: set[asyncio.Future[Any]] = {self._results, self._broken}

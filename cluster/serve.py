@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import math
+import os
 import signal
 import threading
 import time
@@ -13,10 +15,13 @@ from tramontane.cluster.controller import ServicePhase, Status
 from tramontane.cluster.doors import host_port
 from tramontane.cluster.events import Events
 from tramontane.cluster.exposure import check_entrance
-from tramontane.cluster.gateway import check_port
+from tramontane.cluster.gateway import check_port, resolve
 from tramontane.cluster.planning import ServeOptions, fit_to, plan_service
+from tramontane.cluster.private_folder import SharedFolder, logs_folder, sockets_folder
+from tramontane.cluster.ray_session import OwnSession
 from tramontane.cluster.ray_start import start_ray
 from tramontane.cluster.reasons import one_line
+from tramontane.cluster.site import configured_secret
 from tramontane.cluster.spec import ServiceSpec
 
 POLL_S = 0.2
@@ -38,11 +43,16 @@ def serve(options: ServeOptions) -> int:
     """
     if options.detach and options.address is None:
         raise ValueError("detach needs --address: without it, the service's Ray ends with this command")
-    # What is wrong with the entrance, the model, or the port, is said before Ray starts.
+    # What is wrong with the entrance, the model, the port, or this node, is said before Ray starts.
+    asyncio.run(resolve(options.host, options.port))
     warnings = check_entrance(options.entrance, insecure=options.insecure)
     spec = plan_service(options, [])
     if options.address is None:
         asyncio.run(check_port(options.host, options.port))
+    sockets = SharedFolder(sockets_folder(spec.identity))
+    atexit.register(sockets.leave)
+    if configured_secret(os.environ) is None:
+        sockets.secret()
 
     events, ending = Events(as_json=options.as_json), threading.Event()
     for warning in warnings:
@@ -54,26 +64,38 @@ def serve(options: ServeOptions) -> int:
         signal.signal(number, lambda *_: ending.set())
     from tramontane.cluster import ray_platform
 
-    controller = None
-    import ray
-
+    controller, status = None, 1
+    session = OwnSession(ray_platform.session_dir()) if options.address is None else None
     try:
         spec = fit_to(spec, options, ray_platform.resources_of_nodes())
         _say_plan(spec, events)
         controller = ray_platform.create_controller(spec)
         if not _follow(controller, spec, events, ending, owns_ray=options.address is None):
-            return 0 if ending.is_set() else 1  # the user may end it before it is ready
-        if options.detach:
-            controller = None
-            return 0
-        return 0 if _hold(controller, spec, events, ending) else 1
+            status = 0 if ending.is_set() else 1  # the user may end it before it is ready
+        elif options.detach:
+            controller, status = None, 0
+        else:
+            status = 0 if _hold(controller, spec, events, ending) else 1
+        return status
     except ServiceGone:
         controller = None
         raise
     finally:
-        if controller is not None:
-            _end(controller, spec.identity, events)
-        ray.shutdown()
+        if controller is not None and not _end(controller, spec.identity, events):
+            status = 1  # there is something to look into
+        _leave_ray(session, events, well=status == 0)
+
+
+def _leave_ray(session: OwnSession | None, events: Events, *, well: bool) -> None:
+    """Leave a Ray that others run, or end our own with its files; where it did not go well, say where they stay."""
+    import ray
+
+    if session is not None:
+        session.before_shutdown()
+    ray.shutdown()
+    if session is not None and not (well and session.remove()):
+        folder = str(session.folder)
+        events.tell("left", f"Ray's files stay in {folder}", folder=folder)
 
 
 def down(address: str, *, as_json: bool) -> int:
@@ -102,7 +124,7 @@ def down(address: str, *, as_json: bool) -> int:
 
 
 def _say_plan(spec: ServiceSpec, events: Events) -> None:
-    from tramontane.cluster import actors
+    from tramontane.cluster import ray_platform
 
     layers = " + ".join(str(last - first) for first, last in spec.spans)
     resources = ", ".join(f"{amount:g} {name}" for name, amount in spec.stage_resources().items())
@@ -124,8 +146,8 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
         context_tokens=spec.context,
         chunk_tokens=chunk,
     )
-    logs = str(actors.session_dir() / "logs")
-    events.tell("logs", f"logs in {logs}", folder=logs)
+    logs, ray_logs = str(logs_folder(spec.identity)), str(ray_platform.session_dir() / "logs")
+    events.tell("logs", f"logs in {logs} (Ray's own in {ray_logs})", folder=logs, ray=ray_logs)
 
 
 def _follow(controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event, *, owns_ray: bool) -> bool:

@@ -14,7 +14,8 @@ OPTIONS = {
     "serve": {"--stages", "--split", "--name", "--host", "--port", "--insecure", "--dtype", "--quantize", "--device"}
     | {"--kv-memory", "--kv-length", "--chunk", "--max-batch-tokens", "--max-context", "--max-waiting"}
     | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
-    | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"},
+    | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"}
+    | {"--link-silence"},
     "down": {"--address", "--json"},
 }
 

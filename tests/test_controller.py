@@ -150,6 +150,7 @@ def spec(folder) -> ServiceSpec:
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),
+        link_silence_s=45.0,
         log_level="info",
     )
 

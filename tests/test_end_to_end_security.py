@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from certificates import Authority
 from service import Service
 
 from tramontane.client import Client, ClientOptions, Tls, Unauthenticated
+from tramontane.cluster.private_folder import sockets_folder
 
 pytestmark = pytest.mark.ray
 
@@ -88,12 +90,18 @@ def test_the_command_line_gets_in_too(target, folder):
     assert run("models", "--token-file", str(folder / "mine")).stdout.startswith("NAME")
 
 
-def test_no_process_shows_a_token(events):
+def test_no_process_and_no_log_shows_a_token_or_the_secret_of_the_links(events):
+    told = next(event for event in events if event["event"] == "logs")
+    secret = (sockets_folder(Path(told["folder"]).name) / "secret").read_bytes()
+    hidden = [b"sesame", secret, secret.hex().encode(), repr(secret)[2:-1].encode(), base64.b64encode(secret)]
     for process in psutil.process_iter():
         try:
-            shown = [*process.cmdline(), *process.environ().values()]
+            shown = "\n".join([*process.cmdline(), *process.environ().values()])
         except psutil.Error:
             continue
-        assert not any(token in text for token in (TOKEN, LATER) for text in shown), process
-    logs = Path(next(event["folder"] for event in events if event["event"] == "logs"))
-    assert not [path for path in logs.rglob("*.*") if path.is_file() and b"sesame" in path.read_bytes()]
+        assert not any(each in shown.encode(errors="surrogateescape") for each in hidden), process
+    files = [path for folder in ("folder", "ray") for path in Path(told[folder]).rglob("*.*") if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        content = path.read_bytes()
+        assert not any(each in content for each in hidden), path

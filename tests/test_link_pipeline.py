@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wires import site_at
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.link import LinkClosed
@@ -60,9 +61,10 @@ def send(pipeline: LinkPipeline, submit: Submit) -> Kept:
 @asynccontextmanager
 async def linked(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRouter, LinkPipeline]]:
     router = ScriptedRouter()
-    listener = AsyncListener(node="n", unix_path=tmp_path / "router-0.sock", secret=b"s", on_link=router.on_link)
+    site = site_at(tmp_path, host=None)
+    listener = AsyncListener("router-0", site, router.on_link)
     await listener.start()
-    pipeline = await LinkPipeline.dial("router-0", listener.address, node="n", gateway="gateway-0", secret=b"s")
+    pipeline = await LinkPipeline.dial("router-0", listener.address, site, gateway="gateway-0")
     try:
         await eventually(lambda: router.link is not None)
         yield router, pipeline
@@ -214,9 +216,10 @@ async def test_a_retired_pipeline_closes_when_its_last_request_has_ended(tmp_pat
 
 
 async def test_dialling_a_router_that_is_gone_says_so(tmp_path):
-    listener = AsyncListener(node="n", unix_path=tmp_path / "r.sock", secret=b"s", on_link=ScriptedRouter().on_link)
+    site = site_at(tmp_path, host=None)
+    listener = AsyncListener("router-0", site, ScriptedRouter().on_link)
     await listener.start()
     gone = listener.address
     await listener.close()
     with pytest.raises(LinkClosed):
-        await LinkPipeline.dial("router-0", gone, node="n", gateway="gateway-0", secret=b"s")
+        await LinkPipeline.dial("router-0", gone, site, gateway="gateway-0")

@@ -43,6 +43,7 @@ OPTIONS = ServeOptions(
     threads=None,
     address=None,
     detach=False,
+    link_silence=45,
     log_level="info",
     as_json=False,
 )

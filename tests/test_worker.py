@@ -18,6 +18,7 @@ from wires import (
     in_thread,
     microbatch,
     open_descriptors,
+    site_at,
     socket_folder,
     wait_until,
 )
@@ -327,13 +328,13 @@ def test_a_run_of_an_epoch_that_is_not_bound_returns_at_once(epoch):
 
 
 def test_workers_of_one_secret_link_up_and_others_do_not():
-    with pipeline(secret=b"of the house") as whole:
+    with pipeline() as whole:
         whole.start(epoch=1)
         whole.to_first.send(microbatch(0, [1], epoch=1))
         assert whole.from_last.receive().token.tolist() == [4]
         whole.bind(2)
         with pytest.raises(LinkClosed):
-            whole.dial_first(2, secret=b"of another").receive()
+            whole.dial_first(2, secret=b"of another")
 
 
 def test_loading_reports_progress_and_happens_once():
@@ -349,7 +350,7 @@ def test_loading_reports_progress_and_happens_once():
         return stage
 
     with socket_folder() as folder:
-        worker = StageWorker("stage-0.0", NEAR, load, lambda: None, secret=b"", socket_dir=folder)
+        worker = StageWorker("stage-0.0", site_at(folder), load, lambda: None)
         assert worker.progress() == 0.0
         outcome = in_thread(worker.load)
         assert begun.wait(DEADLINE_S)
