@@ -17,6 +17,7 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.frames import Message
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.listener import MAX_HANDSHAKES
+from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.site import Site
 
@@ -168,7 +169,7 @@ class AsyncListener:
             stream.close("the listener was closed")
             return
         if self._strangers >= MAX_HANDSHAKES:
-            log.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
+            refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
             stream.close("too many diallers")
             return
         self._strangers += 1
@@ -181,7 +182,7 @@ class AsyncListener:
             hello = await self._greet(stream)
             await self._on_link(AsyncLink(stream, self._site.silence_s), hello)
         except handshake.HandshakeError as error:
-            log.warning("%s refused a dialler: %s", self._name, error)
+            refusals.warning("%s refused a dialler: %s", self._name, error)
         except Exception:
             log.exception("%s failed with a link", self._name)
         finally:

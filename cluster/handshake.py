@@ -17,6 +17,7 @@ import secrets
 import msgpack
 
 from tramontane.cluster.frames import Message
+from tramontane.cluster.log_lines import quoted
 from tramontane.cluster.messages import PROTOCOL, Challenge, Hello, Role, Welcome
 
 NONCE_BYTES = 32
@@ -91,7 +92,7 @@ class Greeter:
             raise HandshakeError("its first message is no hello")
         _check_protocol(message.protocol)
         if not hmac.compare_digest(message.proof, self._proof("dialler", message)):
-            raise HandshakeError(f"{message.name!r} has another secret")
+            raise HandshakeError(f"{quoted(message.name)} has another secret")
         return message
 
     def welcome(self, hello: Hello) -> Welcome:

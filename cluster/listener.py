@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
 from tramontane.cluster.link import Link, LinkClosed, read_message, write_all
+from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello
 from tramontane.cluster.site import Site
 
@@ -83,7 +84,7 @@ class Listener:
                 if not crowded:
                     self._strangers.add(line)
             if crowded:
-                log.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
+                refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
                 line.close()
             else:
                 threading.Thread(target=self._greet, args=(line,), name="link handshake", daemon=True).start()
@@ -99,7 +100,7 @@ class Listener:
             write_all(line, frames.encode(greeter.welcome(hello)), deadline)
         except (OSError, frames.FrameError, handshake.HandshakeError, LinkClosed) as error:
             if not self._closed.is_set():
-                log.warning("%s refused a dialler: %s", self._name, error)
+                refusals.warning("%s refused a dialler: %s", self._name, error)
             hello = None
         with self._lock:
             self._strangers.discard(line)

@@ -1,6 +1,6 @@
 """What may stand in a log line: nothing that strangers send can break it, colour it, or fill the disk by repeating it.
 
-Calls that are refused are logged through `refusals`, a logger of their own whose rate is limited.
+Calls that are refused are logged through `refusals`, a logger of its own, whose rate `log_file.py` limits.
 """
 
 from __future__ import annotations
@@ -8,25 +8,28 @@ from __future__ import annotations
 import logging
 import math
 import re
-import textwrap
 from typing import Any
 
 SHOWN = 128
 """Characters of a stranger's text that a log line repeats."""
-REFUSALS_PER_S = 10.0
-REFUSALS_AT_ONCE = 100
+
+refusals = logging.getLogger("tramontane.refusals")
+"""For what strangers can cause as often as they like."""
 
 
 def quoted(text: str, shown: int = SHOWN) -> str:
-    r"""A stranger's text for a log line: in quotes, what does not print escaped, cut where it is long.
+    r"""A stranger's text for a log line: in quotes where it is more than a word, what does not print escaped, cut.
 
-    >>> quoted("/tramontane.v1\n2026-01-01 I all is well")
-    "'/tramontane.v1\\n2026-01-01 I all is well'"
-    >>> quoted("x" * 200, shown=3)
-    "'xxx'... (200 characters)"
+    >>> print(quoted("/tramontane.v1.Serving/Generate"))
+    /tramontane.v1.Serving/Generate
+    >>> print(quoted("/tramontane.v1\n2026-01-01 I all is well"))
+    '/tramontane.v1\n2026-01-01 I all is well'
+    >>> print(quoted("x" * 200, shown=3))
+    'xxx'... (200 characters)
     """
-    cut = f"... ({len(text)} characters)" if len(text) > shown else ""
-    return f"{text[:shown]!r}{cut}"
+    if len(text) > shown:
+        return f"{text[:shown]!r}... ({len(text)} characters)"
+    return text if _WORD.fullmatch(text) else repr(text)
 
 
 class OneLine(logging.Formatter):
@@ -43,7 +46,7 @@ class OneLine(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """See `logging.Formatter`."""
         lines = super().formatException(ei).splitlines()
-        return textwrap.indent("\n".join(_UNPRINTABLE.sub(_escaped, line) for line in lines), "    ")
+        return "\n".join(f"    {_UNPRINTABLE.sub(_escaped, line)}" for line in lines)
 
 
 class TokenBucket:
@@ -91,13 +94,10 @@ class RateLimit(logging.Filter):
         return True
 
 
+_WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]|[\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, and those that break or turn round a line."""
 
 
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
-
-
-refusals = logging.getLogger("tramontane.refusals")
-refusals.addFilter(RateLimit(REFUSALS_PER_S, REFUSALS_AT_ONCE))

@@ -88,7 +88,7 @@ class Submit:
     request: int
     """The gateway's number for it, unique on its link."""
     request_id: str
-    """The user's name for it, for logs."""
+    """The user's name for it, quoted for logs."""
     tokens: Int32Array
     """Ids of the prompt. [1 .. context)"""
     max_tokens: int

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from certificates import Authority
@@ -88,6 +89,20 @@ def test_the_command_line_gets_in_too(target, folder):
     assert "a bearer token is missing" in refused.stderr
     (folder / "mine").write_text(TOKEN)
     assert run("models", "--token-file", str(folder / "mine")).stdout.startswith("NAME")
+
+
+def test_a_flood_of_calls_that_are_refused_leaves_few_lines_and_none_of_its_own(target, folder, events):
+    """They would write 10 MB a second."""
+    credentials = grpc.ssl_channel_credentials((folder / "authority.pem").read_bytes())
+    with grpc.secure_channel(target, credentials) as channel:
+        call = channel.unary_unary("/x\n2026-01-01 00:00:00,000 I tramontane: forged\x1b[2J")
+        answers = [call.future(b"") for _ in range(500)]
+        assert {answer.code() for answer in answers} == {grpc.StatusCode.UNAUTHENTICATED}
+    log = Path(next(event["folder"] for event in events if event["event"] == "logs"), "gateway-0.log").read_text()
+    refused = [line for line in log.split("\n") if "UNAUTHENTICATED" in line]
+    assert 0 < len(refused) < 300
+    assert r"'/x\n2026-01-01 00:00:00,000 I tramontane: forged\x1b[2J'" in refused[-1]
+    assert all(line.isprintable() for line in log.split("\n"))
 
 
 def test_no_process_and_no_log_shows_a_token_or_the_secret_of_the_links(events):
