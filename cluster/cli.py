@@ -77,7 +77,11 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--chunk", type=click.IntRange(1), help="Tokens of a prefill chunk. Default: smallest window, at most 512."
 )
 @click.option(
-    "--max-batch-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Rows of one microbatch."
+    "--max-batch-tokens",
+    type=click.IntRange(1, 1 << 20),
+    default=1024,
+    show_default=True,
+    help="Rows of one microbatch.",
 )
 @click.option(
     "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tramontane.stages.folder import read_whole
+
+LONGEST_SECRET = 1 << 20
 LINK_SILENCE_S = 45.0
 """The default of `--link-silence`."""
 
@@ -44,9 +47,10 @@ def configured_secret(environment: Mapping[str, str]) -> bytes | None:
     """
     if path := environment.get("TRAMONTANE_SECRET_FILE"):
         try:
-            secret = Path(path).read_bytes().strip()
-        except OSError as error:
-            raise ValueError(f"TRAMONTANE_SECRET_FILE is {path}, which cannot be read: {error.strerror}") from None
+            secret = read_whole(Path(path), LONGEST_SECRET).strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"TRAMONTANE_SECRET_FILE is {path}, which cannot be read: {reason}") from None
         if not secret:
             raise ValueError(f"TRAMONTANE_SECRET_FILE is {path}, which is empty")
         return secret

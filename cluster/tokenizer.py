@@ -10,6 +10,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 
 from tramontane.stages.checkpoint import check_tokenizer_size
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.folder import read_whole
 
 FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
@@ -56,9 +57,10 @@ class Tokenizer:
         if not path.exists():
             return None
         try:
-            tokenizer = cls(path.read_bytes(), bos_id=config.bos_id)
+            tokenizer = cls(read_whole(path), bos_id=config.bos_id)
         except Exception as error:  # SentencePiece and protobuf raise several unrelated classes
-            raise ValueError(f"{path}: not a SentencePiece model: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{path}: not a SentencePiece model: {reason}") from error
         check_tokenizer_size(tokenizer.size, config, path)
         if tokenizer.bos_id is not None and tokenizer.bos_id >= config.vocab:
             raise ValueError(f"bos_token_id is {tokenizer.bos_id}, and the vocabulary has {config.vocab} ids")
