@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import ray
@@ -19,6 +19,7 @@ from tramontane.cluster import worker as working
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.part_process import PartProcess
+from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
 from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters, process_facts
@@ -189,7 +190,14 @@ class Gateway:
         return await asyncio.shield(self._starting)  # a restarted controller asks again
 
     async def _start(self) -> int:
-        self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
+        site = self._process.site
+
+        def dial(router: str, address: Address) -> Awaitable[LinkPipeline]:
+            return LinkPipeline.dial(router, address, site, gateway=self._name)
+
+        self._gateway = gateways.Gateway(
+            self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats, dial=dial
+        )
         return await self._gateway.start(self._spec.entrance)
 
     async def generation(self) -> int:
@@ -214,10 +222,10 @@ class Gateway:
         )
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
-        pipelines = [
-            await LinkPipeline.dial(name, address, self._process.site, gateway=self._name) for name, address in routers
-        ]
-        await self._plain.set_routes(generation, pipelines)
+        await self._plain.set_routes(generation, routers)
+
+    async def link_news(self, seen: int) -> LinkNews:
+        return await self._plain.link_news(seen)
 
     async def set_unavailable(self, reason: str) -> None:
         self._plain.set_unavailable(reason)

@@ -19,12 +19,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tramontane.cluster.doors import host_port
+from tramontane.cluster.doors import Address, host_port
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
 from tramontane.cluster.interceptors import RequestGuard
 from tramontane.cluster.offer import Offer
-from tramontane.cluster.pipeline import Pipeline
+from tramontane.cluster.routes import Dial, LinkNews
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
 from tramontane.cluster.stats import ServiceStats
@@ -55,11 +55,17 @@ class Gateway:
     """One gateway. Its methods belong to one event loop."""
 
     def __init__(
-        self, name: str, model_name: str, *, context: int, fetch_stats: Callable[[], Awaitable[ServiceStats]]
+        self,
+        name: str,
+        model_name: str,
+        *,
+        context: int,
+        fetch_stats: Callable[[], Awaitable[ServiceStats]],
+        dial: Dial,
     ) -> None:
         self._name = name
         self._request_limit_bytes = request_limit_bytes(context)
-        self._offer = Offer(model_name, self._on_change)
+        self._offer = Offer(model_name, dial, self._on_change)
         self._health = Health(self._statuses)
         self._servicer = Servicer(self._offer, fetch_stats)
         self._server: grpc.aio.Server | None = None
@@ -100,7 +106,7 @@ class Gateway:
     @property
     def generation(self) -> int:
         """Of the route table; below 0 before there is one."""
-        return self._offer.generation
+        return self._offer.routes.generation
 
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
@@ -110,9 +116,13 @@ class Gateway:
         """The model is loaded. It serves as soon as there are routes."""
         self._offer.set_model(model)
 
-    async def set_routes(self, generation: int, pipelines: Sequence[Pipeline]) -> None:
-        """A new route table; the pipelines become the gateway's own. Older generations are ignored."""
-        await self._offer.set_routes(generation, pipelines)
+    async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
+        """A new table of routers, by name; see `Routes.set`."""
+        await self._offer.routes.set(generation, routers)
+
+    async def link_news(self, seen: int) -> LinkNews:
+        """See `Routes.news`."""
+        return await self._offer.routes.news(seen)
 
     def set_unavailable(self, reason: str) -> None:
         """Nothing serves until newer routes come; users hear the reason."""
@@ -132,7 +142,7 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(LAST_WORDS_S)
         self._servicer.close()
-        await self._offer.close()
+        await self._offer.routes.close()
         log.info("%s closed", self._name)
 
     def _statuses(self) -> Mapping[str, bool]:

@@ -183,19 +183,30 @@ def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | 
         case ServicePhase.READY:
             target = host_port(spec.entrance.host, status.port)
             return "ready", f"ready: {spec.name} on {target}", {"target": target, "version": status.version}
+        case ServicePhase.DEGRADED:
+            return "degraded", f"degraded: {status.detail}", {}
         case ServicePhase.BROKEN:
             return "broken", f"not serving: {status.detail}", {}
     return "", "", {}
 
 
 def _hold(controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event) -> bool:
-    """Wait for the user's end; a service that breaks is said once. True if it was whole until then."""
-    whole = True
+    """Wait for the user's end; a service that breaks is said once, a lost link each time. True if it was whole."""
+    whole, linked, lost_links = True, True, 0
     while not ending.wait(POLL_S * 5):
         status = _status(controller, spec)
-        if status is not None and status.phase is ServicePhase.BROKEN and whole:
-            events.tell("broken", f"not serving: {status.detail}")
+        if status is None:
+            continue
+        if status.phase is ServicePhase.BROKEN:
+            if whole:
+                events.tell("broken", f"not serving: {status.detail}")
             whole = False
+        elif status.lost_links > lost_links:
+            events.tell("degraded", f"degraded: {status.detail}")
+            linked, lost_links = False, status.lost_links
+        if status.phase is ServicePhase.READY and not linked:
+            events.tell("recovered", "serving again")
+            linked = True
     return whole
 
 
