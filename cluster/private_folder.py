@@ -20,6 +20,8 @@ OPEN_TO_OTHERS = 0o077
 """Permissions of group and everybody: a private folder gives them none."""
 OTHERS_WRITE = 0o022
 SECRET_BYTES = 32
+LONGEST_FOLDER = 80
+"""Bytes of the path; a socket's has 107 at most, and `/stage-0.999-4194304.sock` comes behind."""
 KEPT_LOGS = 10
 """Folders of log files of services that are over; older ones go when another service starts."""
 
@@ -49,15 +51,24 @@ def sockets_folder(identity: str, environment: Mapping[str, str] = os.environ) -
     """Where this node's parts of a service keep sockets and secret: below the session's folder, else the temporary one.
 
     The session's is XDG_RUNTIME_DIR, where it is this user's alone.
+
+    Raises:
+        ValueError: sockets there would have paths that are too long.
     """
     session = environment.get("XDG_RUNTIME_DIR")
-    base = _temporary()
+    folder = _temporary() / "run" / identity
     if session and Path(session).is_absolute():
         with contextlib.suppress(OSError, ValueError):
             real = Path(os.path.realpath(session))
             check_private(real)
-            base = real / "tramontane"
-    return base / "run" / identity
+            folder = real / "tramontane" / "run" / identity
+    size = len(os.fsencode(folder))
+    if size > LONGEST_FOLDER:
+        raise ValueError(
+            f"folder {folder} has {size} bytes, and {LONGEST_FOLDER} are the limit where sockets lie; "
+            "set XDG_RUNTIME_DIR or TMPDIR to a shorter one"
+        )
+    return folder
 
 
 def logs_folder(identity: str, environment: Mapping[str, str] = os.environ) -> Path:

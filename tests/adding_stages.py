@@ -13,6 +13,7 @@ from wires import DEADLINE_S, FAR, NEAR, dial, in_thread, listening, site_at, so
 
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
+from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult
@@ -91,7 +92,7 @@ class AddingStage:
 class Pipeline:
     """Workers of a few adding stages, and the router's two ends. The workers' nodes may differ from the listeners'."""
 
-    def __init__(self, folder, accepted, router: Address, *, node: str, stages: int, width: int) -> None:
+    def __init__(self, site: Site, accepted, router: Address, *, node: str, stages: int, width: int) -> None:
         self.router = router
         self.node = node
         self.accepted = accepted
@@ -102,7 +103,7 @@ class Pipeline:
         self.workers = [
             StageWorker(
                 f"stage-0.{stage.index}",
-                site_at(folder),
+                site,
                 lambda on_progress, stage=stage: stage,
                 lambda: self.on_step_thread(),
             )
@@ -146,9 +147,10 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def pipeline(node: str = NEAR, *, stages: int = 3, width: int = 1) -> Iterator[Pipeline]:
-    with socket_folder() as folder, listening(folder, name="router-0") as (router, accepted):
-        whole = Pipeline(folder, accepted, router.address, node=node, stages=stages, width=width)
+def pipeline(node: str = NEAR, *, stages: int = 3, width: int = 1, **changes: object) -> Iterator[Pipeline]:
+    with socket_folder() as folder, listening(folder, name="router-0", **changes) as (router, accepted):
+        site = site_at(folder, **changes)
+        whole = Pipeline(site, accepted, router.address, node=node, stages=stages, width=width)
         try:
             yield whole
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import numpy as np
@@ -260,6 +261,12 @@ async def test_a_peer_that_falls_silent_is_given_up(folder, node, sent):
         with pytest.raises(LinkClosed, match=r"silent for 0\.25 s"):
             await asyncio.wait_for(link.receive(), DEADLINE_S)
         line.close()
+
+
+async def test_tcps_own_limit_follows_the_silence(folder):
+    async with linked(folder, FAR, silence_s=7.0) as ends:
+        for link in ends:
+            assert link._stream.line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
 
 
 @pytest.mark.usefixtures("brisk")

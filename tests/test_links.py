@@ -204,6 +204,13 @@ def test_a_peer_that_falls_silent_is_given_up(node, sent):
         line.close()
 
 
+def test_tcps_own_limit_follows_the_silence():
+    """A reader that is stopped leaves its window shut, and the kernel's limit would end the link before ours."""
+    with linked(FAR, silence_s=7.0) as ends:
+        for link in ends:
+            assert link._line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+
+
 @both_doors
 @pytest.mark.parametrize("size", [(1 << 17, 0, 0), (8, 1 << 27, 0), (8, 0, 1 << 31)], ids=["header", "arrays", "rows"])
 def test_lengths_over_their_limits_are_refused_before_memory_is_taken(node, size):

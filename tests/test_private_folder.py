@@ -69,6 +69,12 @@ def test_sockets_lie_in_the_sessions_folder_where_it_is_ones_own(folder):
         assert sockets_folder("abc", environment) == own
 
 
+def test_a_folder_that_is_too_long_for_sockets_is_said_at_once(folder):
+    session = private(folder / ("x" * 40))
+    with pytest.raises(ValueError, match=r"has \d+ bytes, and 80 are the limit where sockets lie"):
+        sockets_folder("0123456789abcdef", {"XDG_RUNTIME_DIR": str(session)})
+
+
 def test_logs_lie_in_the_users_state_and_without_one_in_the_temporary_folder(folder):
     state = private(folder / "state")
     assert logs_folder("abc", {"XDG_STATE_HOME": str(state)}) == state / "tramontane" / "logs" / "abc"
