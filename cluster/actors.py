@@ -7,10 +7,8 @@ resources here: a stage's come with its place in the pipeline's placement group,
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import ray
@@ -21,6 +19,8 @@ from tramontane.cluster import worker as working
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.model_folder import ModelFolder
+from tramontane.cluster.part_process import PartProcess
+from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
 from tramontane.cluster.stats import (
     GatewayCounters,
@@ -33,16 +33,9 @@ from tramontane.cluster.stats import (
 from tramontane.stages.cores import keep_to, share_of_cores
 from tramontane.stages.kv_layout import KVLayout
 
-log = logging.getLogger(__name__)
-
 STATS_TIMEOUT_S = 10.0
 GRACE_S = 2.0
 """Streams in flight may end by themselves for so long when the service stops."""
-
-
-def start_logging(level: str) -> None:
-    """One line an event on stderr, which Ray keeps in a file for each process."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", force=True)
 
 
 def node_id() -> str:
@@ -55,31 +48,8 @@ def _node() -> str:
     return f"{ray.util.get_node_ip_address()} ({node_id()})"
 
 
-def session_dir() -> Path:
-    """Ray's folder for this session, with the logs of every process in `logs/`. No public name leads there."""
-    return Path(ray._private.worker.global_worker.node.get_session_dir_path())
-
-
-def _sockets() -> Path:
-    """A private folder for this service's sockets, in Ray's session folder: it goes with the session."""
-    folder = session_dir() / "tramontane"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-def _secret() -> bytes:
-    """The service's secret, from this node's environment or a file that it names; empty where there is none.
-
-    It proves diallers on links between nodes. It is never in the spec, nor in a log.
-    """
-    if path := os.environ.get("TRAMONTANE_SECRET_FILE"):
-        return Path(path).read_bytes().strip()
-    return os.environ.get("TRAMONTANE_SECRET", "").encode()
-
-
-def _tcp_host() -> str | None:
-    """The address on which links from other nodes are taken; without a secret, none are."""
-    return str(ray.util.get_node_ip_address()) if _secret() else None
+def _start_process(spec: ServiceSpec, part: str) -> PartProcess:
+    return PartProcess(spec, part, node=node_id(), host=str(ray.util.get_node_ip_address()))
 
 
 def _cores_of(spec: ServiceSpec, index: int) -> list[int]:
@@ -100,9 +70,9 @@ class StageWorker:
     """A stage's process. `run` is the step loop; the other groups answer while it runs."""
 
     def __init__(self, spec: ServiceSpec, replica: int, index: int) -> None:
-        start_logging(spec.log_level)
         name = stage_name(replica, index)
         self._name = name
+        self._process = _start_process(spec, name)
 
         def load(on_progress: Callable[[float], None]) -> Any:
             # An idle OpenMP thread would spin on a core that the kernels' own threads need.
@@ -130,9 +100,7 @@ class StageWorker:
             torch.set_num_threads(spec.threads)  # counts for the thread that calls it
             keep_to(_cores_of(spec, index))
 
-        self._worker = working.StageWorker(
-            name, node_id(), load, on_step_thread, secret=_secret(), socket_dir=_sockets(), host=_tcp_host()
-        )
+        self._worker = working.StageWorker(name, self._process.site, load, on_step_thread)
 
     @ray.method(concurrency_group="load")
     def load(self) -> working.LoadedStage:
@@ -161,6 +129,7 @@ class StageWorker:
     @ray.method(concurrency_group="control")
     def close(self) -> None:
         self._worker.close()
+        self._process.leave()
 
     @ray.method(concurrency_group="control")
     def stats(self) -> tuple[StageCounters, ProcessFacts]:
@@ -172,8 +141,8 @@ class Router:
     """A router's process."""
 
     def __init__(self, spec: ServiceSpec, replica: int, stages: Sequence[Any]) -> None:
-        start_logging(spec.log_level)
         self._name = router_name(replica)
+        self._process = _start_process(spec, self._name)
         self._spec = spec
         self._stages = [cast(routing.StagePort, ActorPort(stage)) for stage in stages]
         self._router: routing.Router | None = None
@@ -191,12 +160,9 @@ class Router:
     async def _bind(self) -> Address:
         self._router = routing.Router(
             self._name,
-            node_id(),
+            self._process.site,
             self._stages,
             self._spec.scheduler,
-            secret=_secret(),
-            sockets=_sockets(),
-            host=_tcp_host(),
         )
         return await self._router.bind()
 
@@ -207,6 +173,7 @@ class Router:
     async def close(self) -> None:
         if self._router is not None:
             await self._router.close()
+        self._process.leave()
 
     async def stats(self) -> tuple[RouterCounters, ProcessFacts]:
         assert self._router is not None, "stats before bind"
@@ -218,8 +185,8 @@ class Gateway:
     """A gateway's process."""
 
     def __init__(self, spec: ServiceSpec, index: int) -> None:
-        start_logging(spec.log_level)
         self._name = gateway_name(index)
+        self._process = _start_process(spec, self._name)
         self._spec = spec
         self._gateway: gateways.Gateway | None = None
         self._starting: asyncio.Task[int] | None = None
@@ -231,7 +198,14 @@ class Gateway:
         return await asyncio.shield(self._starting)  # a restarted controller asks again
 
     async def _start(self) -> int:
-        self._gateway = gateways.Gateway(self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats)
+        site = self._process.site
+
+        def dial(router: str, address: Address) -> Awaitable[LinkPipeline]:
+            return LinkPipeline.dial(router, address, site, gateway=self._name)
+
+        self._gateway = gateways.Gateway(
+            self._name, self._spec.name, context=self._spec.context, fetch_stats=_stats, dial=dial
+        )
         return await self._gateway.start(self._spec.entrance)
 
     async def generation(self) -> int:
@@ -246,11 +220,10 @@ class Gateway:
             self._plain.set_model(folder.served_model(version, row_invariant))
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
-        pipelines = [
-            await LinkPipeline.dial(name, address, node=node_id(), gateway=self._name, secret=_secret())
-            for name, address in routers
-        ]
-        await self._plain.set_routes(generation, pipelines)
+        await self._plain.set_routes(generation, routers)
+
+    async def link_news(self, seen: int) -> LinkNews:
+        return await self._plain.link_news(seen)
 
     async def set_unavailable(self, reason: str) -> None:
         self._plain.set_unavailable(reason)
@@ -265,6 +238,7 @@ class Gateway:
         if self._gateway is not None and not self._gone.done():
             await self._gateway.close(GRACE_S)
             self._gone.set_result("closed")
+        self._process.leave()
 
     @property
     def _plain(self) -> gateways.Gateway:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
@@ -18,7 +17,9 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.frames import Message
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.listener import MAX_HANDSHAKES
+from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello, Role
+from tramontane.cluster.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +30,28 @@ CLOSE_GRACE_S = 1.0
 class AsyncLink:
     """One end of a link on which the handshake is done. Any number of tasks may send, one at a time may receive."""
 
-    def __init__(self, stream: FrameStream) -> None:
+    def __init__(self, stream: FrameStream, silence_s: float) -> None:
         self._stream = stream
-        stream.limits = frames.LIMITS
+        stream.trust(silence_s)
 
     @classmethod
     async def dial(
-        cls, address: Address, *, node: str, role: Role, name: str, epoch: int, secret: bytes, timeout_s: float
+        cls, address: Address, site: Site, *, role: Role, name: str, epoch: int, timeout_s: float
     ) -> AsyncLink:
-        """Link up with a listener. A listener that refuses our Hello says nothing: the link closes later.
+        """Link up with a listener, which has proved itself when this returns.
 
         Raises:
-            LinkClosed: nobody listens, or the other end is no listener of ours.
+            LinkClosed: nobody listens, the other end is no listener of ours, or it refuses us.
         """
         stream = None
         try:
             async with asyncio.timeout(timeout_s):
-                stream = await _connect(address, node)
-                hello = handshake.answer(await stream.read(), role=role, name=name, epoch=epoch, secret=secret)
-                stream.write(_frame(hello))
-                link, stream = cls(stream), None
+                stream = await _connect(address, site.node)
+                doors.check_peer(stream.line)
+                dialler = handshake.Dialler(role=role, name=name, epoch=epoch, secret=site.secret)
+                stream.write(_frame(dialler.answer(await stream.read())))
+                dialler.check(await stream.read())
+                link, stream = cls(stream, site.silence_s), None
                 return link
         except TimeoutError:
             raise LinkClosed(f"no handshake with {address}: timed out") from None
@@ -112,15 +115,11 @@ class AsyncListener:
     `on_link` runs in a task of the link's own; the link is closed when it returns.
     """
 
-    def __init__(
-        self, *, node: str, unix_path: Path, secret: bytes, on_link: OnLink, host: str | None = None, port: int = 0
-    ) -> None:
-        self._node = node
-        self._path = unix_path
-        self._secret = secret
+    def __init__(self, name: str, site: Site, on_link: OnLink) -> None:
+        self._name = name
+        self._site = site
+        self._path = site.socket_path(name)
         self._on_link = on_link
-        self._host = host
-        self._port = port
         self._address: Address | None = None
         self._servers: list[asyncio.Server] = []
         self._strangers = 0
@@ -134,14 +133,14 @@ class AsyncListener:
         return self._address
 
     async def start(self) -> None:
-        """Open the unix door and, where a `host` was given, the TCP one.
+        """Open the unix door and, where the site has a host, the TCP one.
 
         Raises:
             ValueError, OSError: see `doors.listen_unix` and `doors.listen_tcp`.
         """
         loop = asyncio.get_running_loop()
-        opened = doors.open_all(self._path, self._host, self._port, self._secret)
-        self._address = doors.address_of(opened, self._node)
+        opened = doors.open_all(self._path, self._site.host)
+        self._address = doors.address_of(opened, self._site.node)
         for door in opened:
             create = loop.create_server if doors.is_tcp(door) else loop.create_unix_server
             self._servers.append(await create(lambda: FrameStream(self._accept), sock=door))
@@ -170,35 +169,37 @@ class AsyncListener:
             stream.close("the listener was closed")
             return
         if self._strangers >= MAX_HANDSHAKES:
-            log.warning("%s refused a dialler: %d others are in their handshake", self._path.stem, MAX_HANDSHAKES)
+            refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
             stream.close("too many diallers")
             return
+        self._strangers += 1
         task = asyncio.get_running_loop().create_task(self._serve(stream))
         self._serving[task] = stream
         task.add_done_callback(self._serving.pop)
 
     async def _serve(self, stream: FrameStream) -> None:
-        name = self._path.stem
         try:
             hello = await self._greet(stream)
-            await self._on_link(AsyncLink(stream), hello)
+            await self._on_link(AsyncLink(stream, self._site.silence_s), hello)
         except handshake.HandshakeError as error:
-            log.warning("%s refused a dialler: %s", name, error)
+            refusals.warning("%s refused a dialler: %s", self._name, error)
         except Exception:
-            log.exception("%s failed with a link", name)
+            log.exception("%s failed with a link", self._name)
         finally:
             stream.close("closed by this end")
 
     async def _greet(self, stream: FrameStream) -> Hello:
-        challenge = handshake.challenge()
-        self._strangers += 1
         try:
+            doors.check_peer(stream.line)
+            greeter = handshake.Greeter(self._site.secret)
             async with asyncio.timeout(handshake.HANDSHAKE_TIMEOUT_S):
-                stream.write(_frame(challenge))
-                return handshake.check(await stream.read(), challenge.nonce, self._secret)
+                stream.write(_frame(greeter.challenge))
+                hello = greeter.check(await stream.read())
+            stream.write(_frame(greeter.welcome(hello)))
+            return hello
         except TimeoutError:
             raise handshake.HandshakeError("it says nothing") from None
-        except LinkClosed as error:
+        except (OSError, LinkClosed) as error:
             raise handshake.HandshakeError(str(error)) from None
         finally:
             self._strangers -= 1

@@ -7,6 +7,8 @@ before its end, and a task may be cancelled anywhere without losing a part of a 
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -46,7 +48,22 @@ class FrameStream(asyncio.Protocol):
         self._batch: bytearray | None = None
         """Frames that leave together at the end of this turn of the loop; None: nothing was sent in this turn."""
         self._last_sent = self._last_received = self._loop.time()
+        self._silence_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def line(self) -> socket.socket:
+        """The socket, or what the loop shows of it."""
+        return cast(socket.socket, self._connected.get_extra_info("socket"))
+
+    def trust(self, silence_s: float) -> None:
+        """The handshake is done: take large frames, show on an idle link that this end lives, watch the other end."""
+        self.limits = frames.LIMITS
+        self._silence_s = silence_s
+        if self.reason is None:
+            doors.tune(self.line, silence_s)
+            self._last_received = self._loop.time()
+            self._tick(self._last_received)
 
     async def wait_writable(self) -> None:
         """Wait while too much is unsent.
@@ -113,10 +130,6 @@ class FrameStream(asyncio.Protocol):
         # Not by its type: uvloop's transports, which Ray's actors have where uvloop is installed, derive from nothing.
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        line = transport.get_extra_info("socket")
-        if doors.is_tcp(line):
-            doors.tune(line)
-            self._tick(self._loop.time())
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -187,12 +200,12 @@ class FrameStream(asyncio.Protocol):
             self._connected.write(batch)
 
     def _tick(self, due: float) -> None:
-        """On TCP: show on an idle link that this end lives, and close one whose other end shows nothing."""
+        """Show on an idle link that this end lives, and close one whose other end shows nothing."""
         now = self._loop.time()
         if now - due > STALL_S or not self._connected.is_reading():
             self._last_received = now
-        if now - self._last_received > doors.SILENCE_S:
-            self.close(f"silent for {doors.SILENCE_S:g} s")
+        if now - self._last_received > self._silence_s:
+            self.close(f"silent for {self._silence_s:g} s")
             return
         if now - self._last_sent >= doors.HEARTBEAT_PERIOD_S / 2 and self._writable:
             self.write(frames.HEARTBEAT)

@@ -77,7 +77,11 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--chunk", type=click.IntRange(1), help="Tokens of a prefill chunk. Default: smallest window, at most 512."
 )
 @click.option(
-    "--max-batch-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Rows of one microbatch."
+    "--max-batch-tokens",
+    type=click.IntRange(1, 1 << 20),
+    default=1024,
+    show_default=True,
+    help="Rows of one microbatch.",
 )
 @click.option(
     "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
@@ -109,6 +113,14 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option("--threads", type=click.IntRange(1), help="Threads of a stage's step. Default: whole CPUs of a stage.")
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
 @click.option("--detach", is_flag=True, help="With --address: return once ready and leave the service running.")
+@click.option(
+    "--link-silence",
+    type=click.IntRange(2, 86_400),
+    default=45,
+    show_default=True,
+    metavar="SECONDS",
+    help="Close a link between parts of the service on which nothing has come for so long.",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead, one for each event.")
 def serve(**options: Any) -> None:

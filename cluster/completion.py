@@ -73,6 +73,11 @@ class Completion:
         self._leaving = False
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt."""
+        return len(self._request.tokens)
+
+    @property
     def tokens(self) -> int:
         """Tokens so far."""
         return self._text.tokens
@@ -134,13 +139,13 @@ class Completion:
             event.started.request_id = self._request.request_id
             event.started.seed = self._request.seed
             event.started.version = self._version
-            event.started.prompt_tokens = len(self._request.tokens)
+            event.started.prompt_tokens = self.prompt_tokens
         if self.reason is not None:
             self._pieces.append(self._text.finish())
             event.finished.reason = self.reason
-            event.finished.usage.prompt_tokens = len(self._request.tokens)
+            event.finished.usage.prompt_tokens = self.prompt_tokens
             event.finished.usage.completion_tokens = self.tokens
-            event.finished.timings.CopyFrom(self._timings())
+            event.finished.timings.CopyFrom(self.timings)
         if self._ids or any(self._pieces):
             event.delta.text = "".join(self._pieces)
             event.delta.token_ids.extend(self._ids)
@@ -152,7 +157,8 @@ class Completion:
         self._log_probabilities.clear()
         return event
 
-    def _timings(self) -> pb.Timings:
+    @property
+    def timings(self) -> pb.Timings:
         """The router's clock where it has ended the request; else the gateway's, which cannot tell queue from prefill.
 
         The time before the request was submitted is added to the queue's in both cases.

@@ -9,9 +9,10 @@ pushed to the gateway with a growing generation, and a watch on each part turns 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -41,6 +42,8 @@ class ServicePhase(StrEnum):
     WAITING = "waiting for room"
     LOADING = "loading"
     READY = "ready"
+    DEGRADED = "degraded"
+    """A gateway has lost its link to a router, and dials it again."""
     BROKEN = "broken"
     STOPPED = "stopped"
 
@@ -58,6 +61,8 @@ class Status:
     """The gateway's port, 0 before it is open."""
     version: str
     """Empty before the stages are loaded."""
+    lost_links: int = 0
+    """Links that the gateway has lost so far; `detail` then says how the last one was."""
 
 
 class Controller:
@@ -130,7 +135,9 @@ class Controller:
         address = await self._router.bind()
         generation = 1 + await self._gateway.generation()
         await self._gateway.set_routes(generation, [(router_name(0), address)])
-        self._say(phase=ServicePhase.READY, fraction=1.0)
+        self._say(fraction=1.0)
+        seen = await self._take_link_news(-1)
+        self._start(self._follow_links(seen))
         self._watch(self._router.broken, "pipeline 0")
         log.info("service %s ready, version %s", self._spec.name, loaded.version)
 
@@ -175,6 +182,24 @@ class Controller:
             raise ValueError(f"the stages compute version {found.version}, and version {served.version} is served")
         return served
 
+    async def _follow_links(self, seen: int) -> None:
+        """Keep the status as the gateway's links are, until it is gone, which its own watch tells."""
+        with contextlib.suppress(Exception):
+            while True:
+                seen = await self._take_link_news(seen)
+
+    async def _take_link_news(self, seen: int) -> int:
+        """Wait for other news than those seen, and say them; their number."""
+        assert self._gateway is not None
+        news = await self._gateway.link_news(seen)
+        if self._status.phase not in (ServicePhase.STOPPED, ServicePhase.BROKEN):
+            phase = ServicePhase.DEGRADED if news.trouble else ServicePhase.READY
+            if phase is not self._status.phase:
+                log.info("the service is %s%s", phase, f": {news.trouble}" if news.trouble else "")
+            detail = f"{gateway_name(0)} has no link with {news.trouble}" if news.trouble else self._status.detail
+            self._say(phase=phase, detail=detail, lost_links=news.lost)
+        return news.number
+
     def _watch(self, gone: Callable[[], Awaitable[str]], part: str) -> None:
         """Turn the end of a part, told or not, into the service's status."""
 
@@ -185,7 +210,10 @@ class Controller:
                 reason = one_line(error)
             await self._break(f"{part}: {reason}")
 
-        task = asyncio.get_running_loop().create_task(watch())
+        self._start(watch())
+
+    def _start(self, job: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,7 +1,7 @@
 """Where links begin: the sockets that listen, and those that dial.
 
 Unix sockets lie in a folder that only their owner may enter (abstract ones would be open to every user of the node).
-TCP is for links between nodes; outside the loopback it needs the service's secret.
+TCP is for links between nodes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+from tramontane.cluster.private_folder import check_private
 
 MAX_PATH_BYTES = 107
 """`sun_path` has 108 bytes, the last one zero."""
 BACKLOG = 128
-USER_TIMEOUT_MS = 5000
-"""TCP closes a link whose bytes nobody has acknowledged for so long."""
+PEER = struct.Struct("iII")
+"""The kernel's `struct ucred`: process, user and group."""
 HEARTBEAT_PERIOD_S = 0.5
-"""An idle TCP link carries a heartbeat this often."""
-SILENCE_S = 3.0
-"""A TCP link on which nothing has arrived for so long is closed."""
+"""An idle link carries a heartbeat this often."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,13 @@ def listen_unix(path: Path) -> socket.socket:
     """A listening unix socket. The folder is created if it is not there; what a dead process left behind is replaced.
 
     Raises:
-        ValueError: the path is too long, its folder is open to others, or somebody listens there.
+        ValueError: the path is too long, its folder is not private, or somebody listens there.
     """
     name = os.fsencode(path)
     if len(name) > MAX_PATH_BYTES:
         raise ValueError(f"socket path {path} has {len(name)} bytes; the limit is {MAX_PATH_BYTES}")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = path.parent.stat()
-    if folder.st_uid != os.geteuid() or stat.S_IMODE(folder.st_mode) & 0o077:
-        raise ValueError(
-            f"socket folder {path.parent} has mode {stat.S_IMODE(folder.st_mode):o} and owner {folder.st_uid}; "
-            f"it must be 700 and {os.geteuid()}"
-        )
+    check_private(path.parent)
     if path.is_socket():
         if not _is_dead(path):
             raise ValueError(f"somebody listens at {path} already")
@@ -75,28 +70,26 @@ def listen_unix(path: Path) -> socket.socket:
     return door
 
 
-def listen_tcp(host: str, port: int, secret: bytes) -> socket.socket:
+def listen_tcp(host: str, port: int = 0) -> socket.socket:
     """A listening TCP socket on one of this node's addresses; port 0 takes a free one.
 
     Raises:
-        ValueError: the host is not the address of one interface, or other machines could reach it without a secret.
+        ValueError: the host is not the address of one interface.
         OSError: the port is in use, or the address is not this node's.
     """
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
         raise ValueError(f"link host is {host}; it must be the address of one interface, which others can dial")
-    if not address.is_loopback and not secret:
-        raise ValueError(f"link host is {host}; beyond the loopback, links need the service's secret")
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
-def open_all(path: Path, host: str | None, port: int, secret: bytes) -> list[socket.socket]:
+def open_all(path: Path, host: str | None) -> list[socket.socket]:
     """The unix door and, where a host is given, the TCP one; see `listen_unix` and `listen_tcp`."""
     opened = [listen_unix(path)]
     try:
         if host is not None:
-            opened.append(listen_tcp(host, port, secret))
+            opened.append(listen_tcp(host))
     except BaseException:
         path.unlink()
         opened[0].close()
@@ -127,21 +120,36 @@ def dial(address: Address, node: str, timeout_s: float) -> socket.socket:
         return line
     if not address.port:
         raise OSError(f"node {address.node} has no TCP door for node {node}")
-    line = socket.create_connection((address.host, address.port), timeout_s)
-    tune(line)
-    return line
+    return socket.create_connection((address.host, address.port), timeout_s)
+
+
+def check_peer(line: socket.socket) -> None:
+    """Whoever is at the other end of a unix socket must be this process's user; of TCP the kernel cannot tell.
+
+    Raises:
+        PermissionError: it is another one; names both.
+    """
+    if is_tcp(line):
+        return
+    _pid, user, _group = PEER.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    if user != os.geteuid():
+        raise PermissionError(f"the other end is user {user}, this one {os.geteuid()}")
 
 
 def is_tcp(line: socket.socket) -> bool:
-    """Whether the link needs heartbeats: the kernel tells the ends of a unix socket about each other's death."""
+    """Whether it is a TCP socket, not a unix one."""
     return line.family != socket.AF_UNIX
 
 
-def tune(line: socket.socket) -> None:
-    """Options of a connected TCP socket; nothing to do for a unix one."""
+def tune(line: socket.socket, silence_s: float) -> None:
+    """Options of a connected TCP socket; nothing to do for a unix one.
+
+    TCP itself must not give up a peer before we do: one that is stopped leaves its window shut, and after the kernel's
+    own limit that would end the link.
+    """
     if is_tcp(line):
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silence_s * 1000))
 
 
 def _is_dead(path: Path) -> bool:

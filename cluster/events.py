@@ -10,9 +10,9 @@ from typing import TextIO
 
 import click
 
-COLOURS = {"ready": "green", "warning": "yellow", "broken": "red"}
+COLOURS = {"ready": "green", "recovered": "green", "warning": "yellow", "degraded": "yellow", "broken": "red"}
 """Of an event's line, where it goes to a terminal."""
-TROUBLES = ("warning", "broken")
+TROUBLES = ("warning", "degraded", "broken")
 """These lines go to stderr. JSON does not: a program reads all events from one place, in their order."""
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from tramontane.cluster.log_lines import quoted
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -212,7 +214,7 @@ def dataclass_codec(record: type) -> Codec:
                 ((name, "is missing") for name in codecs if name not in values),
                 (next((name for name in values if name not in codecs), ""), "is unknown"),
             )
-            raise MismatchError(problem, f".{name!s:.50}")
+            raise MismatchError(problem, f".{quoted(str(name), 50)}")
         unpacked = {}
         for name, convert in unpacks:
             try:

@@ -71,17 +71,19 @@ def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | 
         case ServicePhase.READY:
             target = host_port(spec.entrance.host, status.port)
             return "ready", f"ready: {spec.name} on {target}", {"target": target, "version": status.version}
+        case ServicePhase.DEGRADED:
+            return "degraded", f"degraded: {status.detail}", {}
         case ServicePhase.BROKEN:
             return "broken", f"not serving: {status.detail}", {}
     return "", "", {}
 
 
 def hold(controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event, watch: RayWatch) -> bool:
-    """Wait for the user's end, True, or for a service that can no longer serve, False.
+    """Wait for the user's end, True, or for a service that can no longer serve, False. Lost links are said each time.
 
     Raises as `_status` and `watch.check` do.
     """
-    warned = False
+    warned, linked, lost_links = False, True, 0
     with Poll(lambda: _status(controller, spec), HOLD_POLL_S) as statuses:
         while not ending.wait(HOLD_POLL_S):
             watch.check()
@@ -89,6 +91,12 @@ def hold(controller: Any, spec: ServiceSpec, events: Events, ending: threading.E
             if status is not None and status.phase is ServicePhase.BROKEN:
                 events.tell("broken", f"not serving: {status.detail}")
                 return False
+            if status is not None and status.lost_links > lost_links:
+                events.tell("degraded", f"degraded: {status.detail}")
+                linked, lost_links = False, status.lost_links
+            if status is not None and status.phase is ServicePhase.READY and not linked:
+                events.tell("recovered", "serving again")
+                linked = True
             if statuses.silent_s() >= SILENCE_S and not warned:
                 events.tell("warning", f"the controller has not answered for {SILENCE_S:.0f} s")
                 warned = True

@@ -18,16 +18,17 @@ from typing import TypeAlias, cast
 import msgpack
 
 from tramontane.cluster.fields import ArrayReader, ArrayWriter, Buffer, Codec, MismatchError, dataclass_codec
-from tramontane.cluster.messages import Cancel, Challenge, Finished, Heartbeat, Hello, Load, Submit, Tokens
+from tramontane.cluster.messages import Cancel, Challenge, Finished, Heartbeat, Hello, Load, Submit, Tokens, Welcome
 from tramontane.stages.microbatch import Microbatch, StepResult
 
 Message: TypeAlias = (
-    Challenge | Hello | Submit | Cancel | Tokens | Finished | Load | Heartbeat | Microbatch | StepResult
+    Challenge | Hello | Welcome | Submit | Cancel | Tokens | Finished | Load | Heartbeat | Microbatch | StepResult
 )
 
 KINDS: dict[str, type[Message]] = {
     "challenge": Challenge,
     "hello": Hello,
+    "welcome": Welcome,
     "submit": Submit,
     "cancel": Cancel,
     "tokens": Tokens,

@@ -13,18 +13,18 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tramontane.cluster.doors import host_port
+from tramontane.cluster.doors import Address, host_port
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
 from tramontane.cluster.interceptors import RequestGuard
 from tramontane.cluster.offer import Offer
-from tramontane.cluster.pipeline import Pipeline
+from tramontane.cluster.routes import Dial, LinkNews
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
 from tramontane.cluster.stats import GatewayCounters, ServiceStats
@@ -35,6 +35,9 @@ from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
+
+Place: TypeAlias = tuple[int, int, int, str, Any]
+"""An address as `getaddrinfo` gives it."""
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Serving"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -52,12 +55,18 @@ class Gateway:
     """One gateway. Its methods belong to one event loop."""
 
     def __init__(
-        self, name: str, model_name: str, *, context: int, fetch_stats: Callable[[], Awaitable[ServiceStats]]
+        self,
+        name: str,
+        model_name: str,
+        *,
+        context: int,
+        fetch_stats: Callable[[], Awaitable[ServiceStats]],
+        dial: Dial,
     ) -> None:
         self._name = name
         self._guard = RequestGuard(request_limit_bytes(context), name.removeprefix("gateway-"))
         self._request_limit_bytes = request_limit_bytes(context)
-        self._offer = Offer(model_name, self._on_change)
+        self._offer = Offer(model_name, dial, self._on_change)
         self._health = Health(self._statuses)
         self._servicer = Servicer(self._offer, fetch_stats)
         self._server: grpc.aio.Server | None = None
@@ -98,7 +107,7 @@ class Gateway:
     @property
     def generation(self) -> int:
         """Of the route table; below 0 before there is one."""
-        return self._offer.generation
+        return self._offer.routes.generation
 
     def stats(self) -> GatewayCounters:
         """Counters since the gateway was made."""
@@ -117,9 +126,13 @@ class Gateway:
         """The model is loaded. It serves as soon as there are routes."""
         self._offer.set_model(model)
 
-    async def set_routes(self, generation: int, pipelines: Sequence[Pipeline]) -> None:
-        """A new route table; the pipelines become the gateway's own. Older generations are ignored."""
-        await self._offer.set_routes(generation, pipelines)
+    async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
+        """A new table of routers, by name; see `Routes.set`."""
+        await self._offer.routes.set(generation, routers)
+
+    async def link_news(self, seen: int) -> LinkNews:
+        """See `Routes.news`."""
+        return await self._offer.routes.news(seen)
 
     def set_unavailable(self, reason: str) -> None:
         """Nothing serves until newer routes come; users hear the reason."""
@@ -139,7 +152,7 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(LAST_WORDS_S)
         self._servicer.close()
-        await self._offer.close()
+        await self._offer.routes.close()
         log.info("%s closed", self._name)
 
     def _statuses(self) -> Mapping[str, bool]:
@@ -179,14 +192,27 @@ async def check_port(host: str, port: int) -> None:
     Raises:
         OSError: names host and port: in use, or not this machine's.
     """
+    places = await resolve(host, port)
+    troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]
+    serious = [error for error in troubles if error.errno not in NOT_THIS_MACHINES]
+    if serious or len(troubles) == len(places):
+        raise _no_listening(host, port, (serious or troubles)[0])
+
+
+async def resolve(host: str, port: int) -> Sequence[Place]:
+    """The addresses of a host's name.
+
+    Raises:
+        OSError: names host and port: there is no such host.
+    """
     try:
-        places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        troubles = [trouble for place in places if (trouble := _trouble(*place)) is not None]
-        serious = [error for error in troubles if error.errno not in NOT_THIS_MACHINES]
-        if serious or len(troubles) == len(places):
-            raise (serious or troubles)[0]
-    except OSError as error:
-        raise OSError(f"cannot listen on {host_port(host, port)}: {error.strerror or error}") from error
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # the latter of a name that is too long for one
+        raise _no_listening(host, port, error) from None
+
+
+def _no_listening(host: str, port: int, error: Exception) -> OSError:
+    return OSError(f"cannot listen on {host_port(host, port)}: {getattr(error, 'strerror', None) or error}")
 
 
 def _trouble(family: int, kind: int, protocol: int, _name: str, address: Any) -> OSError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -11,9 +10,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tramontane.cluster.errors import CallError
+from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.stats import GatewayCounters
-
-log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -54,7 +52,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             except grpc.aio.AbortError:
                 raise
             except Exception:
-                log.exception("%s failed", method)
+                refusals.exception("%s failed", quoted(method))
                 await context.abort(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
 
         wrap = (

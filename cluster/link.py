@@ -1,6 +1,7 @@
 """Links for threads: blocking sockets that carry frames. The asyncio twin is `async_link.py`.
 
 One thread may send while another receives; `close`, from any thread, wakes both. A link that has failed once is closed.
+A third thread of the link's own sends heartbeats, so that an end that computes is not taken for a dead one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.fields import ALIGNMENT, Buffer
 from tramontane.cluster.frames import FrameError, Message
 from tramontane.cluster.messages import Heartbeat, Role
+from tramontane.cluster.site import Site
 from tramontane.stages.microbatch import Microbatch
 
 Inbox: TypeAlias = Callable[[Microbatch, int], memoryview]
@@ -31,8 +33,9 @@ class LinkClosed(Exception):  # noqa: N818  (an event as much as an error)
 class Link:
     """One end of a link on which the handshake is done."""
 
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, line: socket.socket, silence_s: float) -> None:
         self._line = line
+        self._silence_s = silence_s
         self._state = threading.Lock()
         self._users = 0
         """Threads that are in a system call on the socket; the last one to leave closes it."""
@@ -41,33 +44,34 @@ class Link:
         self._last_sent = time.monotonic()
         self._closed = threading.Event()
         line.settimeout(None)
-        if doors.is_tcp(line):
-            silence = struct.pack("ll", int(doors.SILENCE_S), int(doors.SILENCE_S % 1 * 1e6))
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
-            threading.Thread(target=self._beat, name="link heartbeat", daemon=True).start()
+        doors.tune(line, silence_s)
+        silence = struct.pack("ll", int(silence_s), int(silence_s % 1 * 1e6))
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
+        threading.Thread(target=self._beat, name="link heartbeat", daemon=True).start()
 
     @classmethod
-    def dial(
-        cls, address: Address, *, node: str, role: Role, name: str, epoch: int, secret: bytes, timeout_s: float
-    ) -> Link:
-        """Link up with a listener. A listener that refuses our Hello says nothing: the link closes later.
+    def dial(cls, address: Address, site: Site, *, role: Role, name: str, epoch: int, timeout_s: float) -> Link:
+        """Link up with a listener, which has proved itself when this returns.
 
         Raises:
-            LinkClosed: nobody listens, or the other end is no listener of ours.
+            LinkClosed: nobody listens, the other end is no listener of ours, or it refuses us.
         """
         deadline = time.monotonic() + timeout_s
         try:
-            line = doors.dial(address, node, timeout_s)
+            line = doors.dial(address, site.node, timeout_s)
         except OSError as error:
             raise LinkClosed(f"cannot dial {address}: {error}") from None
         try:
-            _, greeting = read_message(line, frames.HANDSHAKE_LIMITS, deadline)
-            hello = handshake.answer(greeting, role=role, name=name, epoch=epoch, secret=secret)
-            write_all(line, frames.encode(hello), deadline)
+            doors.check_peer(line)
+            dialler = handshake.Dialler(role=role, name=name, epoch=epoch, secret=site.secret)
+            _, challenge = read_message(line, frames.HANDSHAKE_LIMITS, deadline)
+            write_all(line, frames.encode(dialler.answer(challenge)), deadline)
+            _, welcome = read_message(line, frames.HANDSHAKE_LIMITS, deadline)
+            dialler.check(welcome)
         except (OSError, FrameError, handshake.HandshakeError, LinkClosed) as error:
             line.close()
             raise LinkClosed(f"no handshake with {address}: {error}") from None
-        return cls(line)
+        return cls(line, site.silence_s)
 
     def send(self, message: Message, rows: memoryview | None = None) -> None:
         """Send a message, and behind a Microbatch its rows; waits while the other end does not read.
@@ -166,7 +170,7 @@ class Link:
     def _fail(self, error: Exception) -> LinkClosed:
         """Close because of this error, unless the link was closed before, which then caused the error."""
         if isinstance(error, BlockingIOError):
-            self.close(f"silent for {doors.SILENCE_S:g} s")
+            self.close(f"silent for {self._silence_s:g} s")
         elif isinstance(error, FrameError):
             self.close(f"not a frame: {error}")
         else:

@@ -13,6 +13,7 @@ from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.reasons import one_line
+from tramontane.cluster.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,11 @@ DIAL_TIMEOUT_S = 10.0
 class LinkPipeline:
     """A `Pipeline` over a link to its router."""
 
-    def __init__(self, name: str, link: AsyncLink) -> None:
+    def __init__(self, name: str, link: AsyncLink, outstanding_tokens: int) -> None:
         self._name = name
         self._link = link
         self._open: dict[int, Receiver] = {}
-        self._load = 0
+        self._load = outstanding_tokens
         self._outbox: deque[Submit | Cancel] = deque()
         self._posted = asyncio.Event()
         self._retired = False
@@ -35,16 +36,18 @@ class LinkPipeline:
         self._tasks = [loop.create_task(self._run(self._send)), loop.create_task(self._run(self._receive))]
 
     @classmethod
-    async def dial(cls, name: str, address: Address, *, node: str, gateway: str, secret: bytes) -> LinkPipeline:
-        """Link up with the router called `name`.
+    async def dial(cls, name: str, address: Address, site: Site, *, gateway: str) -> LinkPipeline:
+        """Link up with the router called `name`, which serves when this returns: a broken one never tells its load.
 
         Raises:
-            LinkClosed: nobody listens, or the handshake failed.
+            LinkClosed: nobody listens, the handshake failed, or the router does not serve.
         """
-        link = await AsyncLink.dial(
-            address, node=node, role=Role.GATEWAY, name=gateway, epoch=0, secret=secret, timeout_s=DIAL_TIMEOUT_S
-        )
-        return cls(name, link)
+        link = await AsyncLink.dial(address, site, role=Role.GATEWAY, name=gateway, epoch=0, timeout_s=DIAL_TIMEOUT_S)
+        try:
+            return cls(name, link, await _first_load(name, link))
+        except BaseException:
+            link.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -153,3 +156,19 @@ class LinkPipeline:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
+
+
+async def _first_load(name: str, link: AsyncLink) -> int:
+    """The outstanding tokens that a router tells of first.
+
+    Raises:
+        LinkClosed: it says nothing, something else, or has closed the link.
+    """
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            message = await link.receive()
+    except TimeoutError:
+        raise LinkClosed(f"{name} says nothing") from None
+    if not isinstance(message, Load):
+        raise LinkClosed(f"{name} sent {type(message).__name__}")
+    return message.outstanding_tokens

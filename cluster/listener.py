@@ -8,12 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
 from tramontane.cluster.link import Link, LinkClosed, read_message, write_all
+from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello
+from tramontane.cluster.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +32,21 @@ class Listener:
     `on_link` is called in a thread of the link's own and may keep the link; it owns the link from then on.
     """
 
-    def __init__(
-        self, *, node: str, unix_path: Path, secret: bytes, on_link: OnLink, host: str | None = None, port: int = 0
-    ) -> None:
-        """Open the unix door and, where a `host` is given, the TCP one.
+    def __init__(self, name: str, site: Site, on_link: OnLink) -> None:
+        """Open the unix door and, where the site has a host, the TCP one.
 
         Raises:
             ValueError, OSError: see `doors.listen_unix` and `doors.listen_tcp`.
         """
-        self._secret = secret
+        self._name = name
+        self._site = site
         self._on_link = on_link
-        self._path = unix_path
+        self._path = site.socket_path(name)
         self._closed = threading.Event()
         self._strangers: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._doors = doors.open_all(unix_path, host, port, secret)
-        self.address = doors.address_of(self._doors, node)
+        self._doors = doors.open_all(self._path, site.host)
+        self.address = doors.address_of(self._doors, site.node)
         self._threads = [
             threading.Thread(target=self._accept, args=(door,), name="link accept", daemon=True) for door in self._doors
         ]
@@ -76,7 +76,7 @@ class Listener:
                 line, _ = door.accept()
             except OSError as error:
                 if not self._closed.is_set():
-                    log.error("%s: accept failed: %s", self._path.stem, error)
+                    log.error("%s: accept failed: %s", self._name, error)
                     self._closed.wait(ACCEPT_PAUSE_S)
                 continue
             with self._lock:
@@ -84,7 +84,7 @@ class Listener:
                 if not crowded:
                     self._strangers.add(line)
             if crowded:
-                log.warning("%s refused a dialler: %d others are in their handshake", self._path.stem, MAX_HANDSHAKES)
+                refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
                 line.close()
             else:
                 threading.Thread(target=self._greet, args=(line,), name="link handshake", daemon=True).start()
@@ -92,14 +92,15 @@ class Listener:
     def _greet(self, line: socket.socket) -> None:
         deadline = time.monotonic() + handshake.HANDSHAKE_TIMEOUT_S
         try:
-            doors.tune(line)
-            challenge = handshake.challenge()
-            write_all(line, frames.encode(challenge), deadline)
-            _, greeting = read_message(line, frames.HANDSHAKE_LIMITS, deadline)
-            hello = handshake.check(greeting, challenge.nonce, self._secret)
+            doors.check_peer(line)
+            greeter = handshake.Greeter(self._site.secret)
+            write_all(line, frames.encode(greeter.challenge), deadline)
+            _, message = read_message(line, frames.HANDSHAKE_LIMITS, deadline)
+            hello = greeter.check(message)
+            write_all(line, frames.encode(greeter.welcome(hello)), deadline)
         except (OSError, frames.FrameError, handshake.HandshakeError, LinkClosed) as error:
             if not self._closed.is_set():
-                log.warning("%s refused a dialler: %s", self._path.stem, error)
+                refusals.warning("%s refused a dialler: %s", self._name, error)
             hello = None
         with self._lock:
             self._strangers.discard(line)
@@ -107,9 +108,9 @@ class Listener:
         if refused or hello is None:
             line.close()
             return
-        link = Link(line)
+        link = Link(line, self._site.silence_s)
         try:
             self._on_link(link, hello)
         except Exception:
-            log.exception("%s failed with a link of %s", self._path.stem, hello.name)
+            log.exception("%s failed with a link of %s", self._name, hello.name)
             link.close()

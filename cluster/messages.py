@@ -52,7 +52,7 @@ class Challenge:
     protocol: int
     """`PROTOCOL` as the listener knows it."""
     nonce: bytes
-    """32 random bytes; the dialler's proof is their HMAC."""
+    """32 random bytes of the listener's."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,8 +67,18 @@ class Hello:
     """`router-0`, `stage-0.1`, `gateway-0`; for the log."""
     epoch: int
     """The binding that the link belongs to; 0 on gateways' links."""
+    nonce: bytes
+    """32 random bytes of the dialler's."""
     proof: bytes
-    """HMAC-SHA256 of the nonce under the service's secret; empty while everything runs on one node."""
+    """That the dialler knows the service's secret; see `handshake.py`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Welcome:
+    """The listener's answer to a Hello that it accepts; nothing but the frames of a link follows."""
+
+    proof: bytes
+    """That the listener knows the secret, too."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,7 +88,7 @@ class Submit:
     request: int
     """The gateway's number for it, unique on its link."""
     request_id: str
-    """The user's name for it, for logs."""
+    """The user's name for it, quoted for logs."""
     tokens: Int32Array
     """Ids of the prompt. [1 .. context)"""
     max_tokens: int
@@ -155,4 +165,4 @@ class Load:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Heartbeat:
-    """Says on an idle TCP link that its sender lives."""
+    """Says on an idle link that its sender lives."""

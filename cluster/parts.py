@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tramontane.cluster.doors import Address
+from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
@@ -72,7 +73,11 @@ class GatewayControl(Protocol):
         """
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
-        """Link up with these routers, by name; older generations are ignored."""
+        """Keep links with these routers, by name; returns when each was dialled once. Older tables are ignored."""
+
+    async def link_news(self, seen: int) -> LinkNews:
+        """How the links stand, once that is another number than the one that was seen."""
+        ...
 
     async def set_unavailable(self, reason: str) -> None:
         """Nothing serves."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -18,7 +19,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from tramontane.cluster import controller as controlling
-from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id, start_logging
+from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id
+from tramontane.cluster.part_process import open_log
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
 from tramontane.cluster.ray_watch import Servers
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
@@ -36,7 +38,7 @@ class Controller:
         record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
         assert record is not None, "the spec is written before the controller is created"
         spec = ServiceSpec.decode(record)
-        start_logging(spec.log_level)
+        self._logs = open_log(spec, CONTROLLER)
         self._controller = controlling.Controller(
             spec, RayPlatform(spec), lambda: process_facts("controller", "0", node_id())
         )
@@ -148,6 +150,11 @@ def servers() -> Servers:
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     mine = next(node for node in ray.nodes() if node["NodeID"] == node_id())
     return Servers((host, int(port)), (mine["NodeManagerAddress"], mine["NodeManagerPort"]))
+
+
+def session_dir() -> Path:
+    """Ray's folder for this session; `logs/` has what each process has printed. No public name leads there."""
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path())
 
 
 def served_identity() -> str | None:

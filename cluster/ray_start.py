@@ -14,6 +14,7 @@ from tramontane.cluster.spec import NAMESPACE
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
+LOOPBACK = "127.0.0.1"
 REACH_TIMEOUT_S = 5.0
 
 
@@ -27,6 +28,8 @@ def start_ray(address: str | None) -> None:
     if address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # A Ray of one node. Else Ray takes the loopback's address for a mistake, and listens on all interfaces.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
         # As `ray start` does; the token is that of the environment, or of the file that Ray keeps.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -36,7 +39,7 @@ def start_ray(address: str | None) -> None:
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
     if address is None:
         _start_reaper()
-        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
     try:
         ray.init(address=address or "local", **quiet)
     except ConnectionError as error:

@@ -6,7 +6,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
+
+from tramontane.stages.folder import read_whole
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +85,8 @@ def read_bytes(option: str, path: str, limit: int) -> bytes:
         ValueError: it is longer than `limit`.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
+        return read_whole(Path(path), limit)
     except OSError as error:
         raise Unreadable(f"{option} is {path}, which cannot be read: {error.strerror}") from None
-    if len(content) > limit:
-        raise ValueError(f"{option} is {path}, which is longer than {limit} bytes")
-    return content
+    except ValueError as error:
+        raise ValueError(f"{option} is {path}, which is {error}") from None

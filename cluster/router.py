@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from tramontane.cluster.admission import RefusalReason
@@ -22,6 +20,7 @@ from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
+from tramontane.cluster.site import Site
 from tramontane.cluster.stats import AdmissionCounters, RouterCounters
 from tramontane.cluster.step_cost import StepCosts
 from tramontane.cluster.warm_up import WarmUp
@@ -57,30 +56,16 @@ class StagePort(Protocol):
 class Router:
     """Owns the sequences of one pipeline and all that is known about them."""
 
-    def __init__(
-        self,
-        name: str,
-        node: str,
-        stages: Sequence[StagePort],
-        options: SchedulerOptions,
-        *,
-        secret: bytes,
-        sockets: Path,
-        host: str | None = None,
-    ) -> None:
-        """Links are taken at a unix socket in `sockets` and, where a `host` is given, over TCP."""
+    def __init__(self, name: str, site: Site, stages: Sequence[StagePort], options: SchedulerOptions) -> None:
         self._name = name
-        self._node = node
+        self._site = site
         self._stages = stages
         self._options = options
-        self._secret = secret
         self._costs = StepCosts()
         self._scheduler = Scheduler(options, stages=len(stages), costs=self._costs)
         self._wake = asyncio.Event()
         self._desk = Desk(self._scheduler, self._wake.set)
-        self._listener = AsyncListener(
-            node=node, unix_path=sockets / f"{name}-{os.getpid()}.sock", secret=secret, on_link=self._on_link, host=host
-        )
+        self._listener = AsyncListener(name, site, self._on_link)
         self._epoch = 0
         self._step = 0
         self._results_seen = 0
@@ -124,11 +109,10 @@ class Router:
             self._start(self._watch(index, stage.run(self._epoch)))
         downlink = await AsyncLink.dial(
             addresses[0],
-            node=self._node,
+            self._site,
             role=Role.ROUTER,
             name=self._name,
             epoch=self._epoch,
-            secret=self._secret,
             timeout_s=BIND_TIMEOUT_S,
         )
         warm_up = asyncio.get_running_loop().create_task(self._warm_up(downlink))

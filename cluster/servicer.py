@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from tramontane.cluster.completion import Clock, Completion
 from tramontane.cluster.errors import RETRY_AFTER_S, CallError
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline, broken_end
+from tramontane.cluster.request_line import RequestLine
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.stats import ServiceStats
 from tramontane.cluster.text import detokenize
@@ -24,8 +24,6 @@ from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.validation import InvalidField, Request, choose_request_id, validate, validate_ids
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
-
-log = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Send: TypeAlias = Callable[[pb.GenerateEvent], Awaitable[None]]
@@ -129,24 +127,26 @@ class Servicer(pb_grpc.ServingServicer):
         request_id = choose_request_id(message)
         arrived_s, remaining_s = _now(), context.time_remaining()
         deadline_s = None if remaining_s is None else arrived_s + remaining_s
+        line = RequestLine(request_id, arrived_s)
         self._calls += 1
         self._idle.clear()
         try:
             async with asyncio.timeout_at(deadline_s):
                 model = self._offer.require(message.model if message.HasField("model") else None)
                 request = await self._admit(message, model, request_id)
-                await self._complete(request, model, arrived_s, deadline_s, send)
+                reason = await self._complete(request, model, arrived_s, deadline_s, send, line)
+                line.write(f"OK, {pb.FinishReason.Name(reason)}", _now())
         except CallError as error:
             error.request_id = request_id
-            log.info("request %s: %s, %s", request_id, error.code.name, error.message)
+            line.write(f"{error.code.name}, {error.message}", _now())
             raise
         except TimeoutError:
             late = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
             late.request_id = request_id
-            log.info("request %s: %s", request_id, late.code.name)
+            line.write(late.code.name, _now())
             raise late from None
         except asyncio.CancelledError:
-            log.info("request %s: its client left, or its deadline passed", request_id)
+            line.write("CANCELLED, its client left, or its deadline passed", _now())
             raise
         finally:
             self._calls -= 1
@@ -162,15 +162,21 @@ class Servicer(pb_grpc.ServingServicer):
             raise _invalid(error) from error
 
     async def _complete(
-        self, request: Request, model: ServedModel, arrived_s: float, deadline_s: float | None, send: Send
-    ) -> None:
+        self,
+        request: Request,
+        model: ServedModel,
+        arrived_s: float,
+        deadline_s: float | None,
+        send: Send,
+        line: RequestLine,
+    ) -> pb.FinishReason:
         """From a pipeline's tokens to the last event. Whatever ends this frees the request at its pipeline."""
         pipeline, number, submitted_s = self._offer.choose(), next(self._numbers), _now()
         remaining_ms = None if deadline_s is None else max(deadline_s - submitted_s, 0.0) * 1e3
         clock = Clock(now=_now, arrived_s=arrived_s, submitted_s=submitted_s)
         completion = Completion(request, model, clock, stop=partial(pipeline.cancel, number, completed=True))
         self._open[number] = pipeline, completion
-        log.info("request %s: %d prompt tokens, to %s", request.request_id, len(request.tokens), pipeline.name)
+        line.sent_to(pipeline.name, completion)
         try:
             pipeline.submit(request.submit(number, remaining_ms), completion)
             while not completion.over:
@@ -180,8 +186,7 @@ class Servicer(pb_grpc.ServingServicer):
             pipeline.cancel(number)
             del self._open[number]
         assert completion.reason is not None, f"request {request.request_id} is over without a reason"
-        reason = pb.FinishReason.Name(completion.reason)
-        log.info("request %s: %s after %d tokens", request.request_id, reason, completion.tokens)
+        return completion.reason
 
     def _tokenizer(
         self, request: pb.TokenizeRequest | pb.DetokenizeRequest, field: str

@@ -61,6 +61,8 @@ class ServiceSpec:
     """Threads of a stage's step, on the CPU."""
     entrance: Entrance
     """Where and how the gateway lets users in."""
+    link_silence_s: float
+    """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""

@@ -63,7 +63,8 @@ class Tokenizer:
         try:
             tokenizer = cls(content, bos_id=config.bos_id)
         except Exception as error:  # SentencePiece and protobuf raise several unrelated classes
-            raise ValueError(f"{path}: not a SentencePiece model: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{path}: not a SentencePiece model: {reason}") from error
         check_tokenizer_size(tokenizer.size, config, path)
         if tokenizer.bos_id is not None and tokenizer.bos_id >= config.vocab:
             raise ValueError(f"bos_token_id is {tokenizer.bos_id}, and the vocabulary has {config.vocab} ids")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -16,9 +15,8 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2
 
+from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.reloading import Reloading, read_bytes
-
-log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Digests: TypeAlias = tuple[bytes, ...]
@@ -89,7 +87,7 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
             return await continuation(handler_call_details)
 
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            log.info("%s from %s: UNAUTHENTICATED, %s", method, context.peer(), reason)
+            refusals.info("%s from %s: UNAUTHENTICATED, %s", quoted(method), quoted(context.peer()), reason)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
         # A stream on both sides fits every call: its requests are left unread.

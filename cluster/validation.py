@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tramontane.cluster.log_lines import quoted
 from tramontane.cluster.messages import Submit
 from tramontane.cluster.served_model import ServedModel
 from tramontane.protos import serving_pb2 as pb
@@ -60,7 +61,7 @@ class Request:
         """For a router, under the gateway's number; text stays here."""
         return Submit(
             request=number,
-            request_id=self.request_id,
+            request_id=quoted(self.request_id),
             tokens=self.tokens,
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,

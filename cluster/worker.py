@@ -7,17 +7,16 @@ moves bytes and never names a tensor; what computes is the stage that `load_stag
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
+from tramontane.cluster.site import Site
 from tramontane.cluster.stage_run import StageRun, Steps
 from tramontane.cluster.stats import StageCounters
 from tramontane.stages.counters import StageStats
@@ -69,27 +68,19 @@ class StageWorker:
     def __init__(
         self,
         name: str,
-        node: str,
+        site: Site,
         load_stage: Callable[[Callable[[float], None]], Stage],
         on_step_thread: Callable[[], None],
-        *,
-        secret: bytes,
-        socket_dir: Path,
-        host: str | None = None,
-        port: int = 0,
     ) -> None:
         """`load_stage` is given a callable for its progress; `on_step_thread` is called in each thread that steps.
-
-        Links are taken at a unix socket in `socket_dir` and, where a `host` is given, over TCP.
 
         Raises:
             ValueError, OSError: see `doors.listen_unix` and `doors.listen_tcp`.
         """
         self._name = name
-        self._node = node
+        self._site = site
         self._load_stage = load_stage
         self._on_step_thread = on_step_thread
-        self._secret = secret
         self._stage: Stage | None = None
         self._progress = 0.0
         self._loading = threading.Lock()
@@ -100,14 +91,7 @@ class StageWorker:
         self._downstream: Address | None = None
         self._run: StageRun | None = None
         self._running = False
-        self._listener = Listener(
-            node=node,
-            unix_path=socket_dir / f"{name}-{os.getpid()}.sock",
-            secret=secret,
-            on_link=self._on_link,
-            host=host,
-            port=port,
-        )
+        self._listener = Listener(name, site, self._on_link)
 
     def load(self) -> LoadedStage:
         """Load the stage, once; long, with `progress` to be read meanwhile."""
@@ -201,13 +185,7 @@ class StageWorker:
 
     def _dial(self, downstream: Address, epoch: int) -> Link:
         return Link.dial(
-            downstream,
-            node=self._node,
-            role=Role.STAGE,
-            name=self._name,
-            epoch=epoch,
-            secret=self._secret,
-            timeout_s=DIAL_TIMEOUT_S,
+            downstream, self._site, role=Role.STAGE, name=self._name, epoch=epoch, timeout_s=DIAL_TIMEOUT_S
         )
 
     def _on_link(self, link: Link, hello: Hello) -> None:

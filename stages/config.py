@@ -13,6 +13,10 @@ from typing import Any
 
 from tramontane.stages.folder import CONFIG, GENERATION, SmallFiles
 
+LARGEST = {"max_position_embeddings": 1 << 24, "num_hidden_layers": 512, "num_local_experts": 512}
+"""The most that these keys may say: several times what any model has. What is planned from them takes no time."""
+LARGEST_NUMBER = 2**31 - 1
+"""Of the other keys: positions, ids and shapes travel as int32."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -175,6 +179,8 @@ def _positive(values: Mapping[str, Any], key: str, default: int | None, null: in
         value = null
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{key} is {value!r}; it must be a whole number above 0")
+    if value > (most := LARGEST.get(key, LARGEST_NUMBER)):
+        raise ValueError(f"{key} is {value}; it may be {most} at most")
     return value
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.model"
 SMALL_FILES = (CONFIG, GENERATION, TOKENIZER)
@@ -30,6 +33,8 @@ FOREIGN_FILES = {
 """Files of formats that are not read, by pattern."""
 
 SHOWN_FILES = 5
+LARGEST_BYTES = 256 << 20
+"""Of a file that is read whole: configuration, tokenizer, index."""
 
 
 class OtherBytes(ValueError):  # noqa: N818  (what was found, as much as an error)
@@ -102,6 +107,33 @@ def describe_folder(folder: Path) -> str:
     return f"{wanted}; {folder} holds {', '.join(shown[:SHOWN_FILES]) if shown else 'nothing'}"
 
 
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file for reading that must be one: a pipe would be waited for, and a device need not end.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115  (handed on)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def read_whole(path: Path, limit: int = LARGEST_BYTES) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        OSError: see `open_regular`.
+        ValueError: it is longer than the limit.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"longer than {limit} bytes")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises as `SmallFiles.json` does."""
     return SmallFiles.read(path.parent, [path.name]).json(path.name)
@@ -109,8 +141,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tramontane.stages.folder import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -42,8 +45,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             names the file and, where there is one, the tensor.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"{file}: truncated, or not a safetensors file: {size} bytes, header of {length}")

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from wires import DEADLINE_S, FAR, NEAR, dial, in_thread, listening, socket_folder
+from wires import DEADLINE_S, FAR, NEAR, dial, in_thread, listening, site_at, socket_folder
 
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
+from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult
@@ -91,10 +92,9 @@ class AddingStage:
 class Pipeline:
     """Workers of a few adding stages, and the router's two ends. The workers' nodes may differ from the listeners'."""
 
-    def __init__(self, folder, accepted, router: Address, *, node: str, stages: int, width: int, secret: bytes) -> None:
+    def __init__(self, site: Site, accepted, router: Address, *, node: str, stages: int, width: int) -> None:
         self.router = router
         self.node = node
-        self.secret = secret
         self.accepted = accepted
         self.stages = [AddingStage(index, stages, width) for index in range(stages)]
         self.prepared: list[int] = []
@@ -103,12 +103,9 @@ class Pipeline:
         self.workers = [
             StageWorker(
                 f"stage-0.{stage.index}",
-                NEAR,
+                site,
                 lambda on_progress, stage=stage: stage,
                 lambda: self.on_step_thread(),
-                secret=secret,
-                socket_dir=folder,
-                host="127.0.0.1",
             )
             for stage in self.stages
         ]
@@ -135,7 +132,7 @@ class Pipeline:
         assert (hello.epoch, hello.name) == (epoch, f"stage-0.{len(self.stages) - 1}")
 
     def dial_first(self, epoch: int, **options: object) -> Link:
-        return dial(self.seen_from(self.workers[0].address()), epoch=epoch, **{"secret": self.secret, **options})
+        return dial(self.seen_from(self.workers[0].address()), epoch=epoch, **options)
 
     def reasons(self) -> list[str]:
         """Why each run has returned."""
@@ -150,9 +147,10 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def pipeline(node: str = NEAR, *, stages: int = 3, width: int = 1, secret: bytes = b"") -> Iterator[Pipeline]:
-    with socket_folder() as folder, listening(folder, secret=secret, name="router-0") as (router, accepted):
-        whole = Pipeline(folder, accepted, router.address, node=node, stages=stages, width=width, secret=secret)
+def pipeline(node: str = NEAR, *, stages: int = 3, width: int = 1, **changes: object) -> Iterator[Pipeline]:
+    with socket_folder() as folder, listening(folder, name="router-0", **changes) as (router, accepted):
+        site = site_at(folder, **changes)
+        whole = Pipeline(site, accepted, router.address, node=node, stages=stages, width=width)
         try:
             yield whole
         finally:

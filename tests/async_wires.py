@@ -7,7 +7,7 @@ import contextlib
 import socket
 from pathlib import Path
 
-from wires import DEADLINE_S, NEAR, greet, raw_dial
+from wires import DEADLINE_S, NEAR, dialling_from, greet, raw_dial, site_at
 
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.doors import Address
@@ -15,7 +15,7 @@ from tramontane.cluster.messages import Hello, Role
 
 
 @contextlib.asynccontextmanager
-async def listener_of(folder: Path, on_link=None, *, secret: bytes = b""):
+async def listener_of(folder: Path, on_link=None, **changes):
     """A listener and the queue of what it accepted; `on_link` takes links instead, if given."""
     accepted: asyncio.Queue[tuple[AsyncLink, Hello]] = asyncio.Queue()
 
@@ -23,9 +23,7 @@ async def listener_of(folder: Path, on_link=None, *, secret: bytes = b""):
         accepted.put_nowait((link, hello))
         await link.wait_closed()
 
-    listener = AsyncListener(
-        node=NEAR, unix_path=folder / "door.sock", secret=secret, on_link=on_link or keep, host="127.0.0.1"
-    )
+    listener = AsyncListener("door", site_at(folder, **changes), on_link or keep)
     await listener.start()
     try:
         yield listener, accepted
@@ -33,16 +31,15 @@ async def listener_of(folder: Path, on_link=None, *, secret: bytes = b""):
         await listener.close()
 
 
-async def dial(address: Address, *, node: str = NEAR, name: str = "gateway-0", secret: bytes = b"") -> AsyncLink:
-    return await AsyncLink.dial(
-        address, node=node, role=Role.GATEWAY, name=name, epoch=0, secret=secret, timeout_s=DEADLINE_S
-    )
+async def dial(address: Address, *, node: str = NEAR, name: str = "gateway-0", **changes) -> AsyncLink:
+    site = dialling_from(node, **changes)
+    return await AsyncLink.dial(address, site, role=Role.GATEWAY, name=name, epoch=0, timeout_s=DEADLINE_S)
 
 
 @contextlib.asynccontextmanager
-async def linked(folder: Path, node: str):
-    async with listener_of(folder) as (listener, accepted):
-        mine = await dial(listener.address, node=node)
+async def linked(folder: Path, node: str, **changes):
+    async with listener_of(folder, **changes) as (listener, accepted):
+        mine = await dial(listener.address, node=node, **changes)
         theirs, hello = await asyncio.wait_for(accepted.get(), DEADLINE_S)
         assert (hello.role, hello.name) == (Role.GATEWAY, "gateway-0")
         try:

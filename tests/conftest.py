@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from tramontane.client.loadtest.result import RunResult, SweepResult
 
 # Where the tests run in the background, SIGINT is ignored, and every process that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Log files of the services that tests start.
+_state = tempfile.TemporaryDirectory(prefix="tramontane-tests-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 

@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceTrainer
 
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
+from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.served_model import ServedModel
@@ -198,17 +199,28 @@ async def fake_stats() -> ServiceStats:
     )
 
 
+def routes_to(*pipelines: FakePipeline) -> list[tuple[str, FakePipeline]]:
+    """A table of routers for a gateway with `dial_fake`: each pipeline is its own address."""
+    return [(pipeline.name, pipeline) for pipeline in pipelines]
+
+
+async def dial_fake(name: str, address: FakePipeline) -> FakePipeline:
+    if address.broken.done():
+        raise LinkClosed(address.broken.result())
+    return address
+
+
 @asynccontextmanager
 async def serving(
     *pipelines: FakePipeline, model: ServedModel | None = None, entrance: Entrance | None = None
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """A gateway that serves "tiny" (with its tokenizer) from these pipelines, and the address where it listens."""
     model = model or tiny_model(tokenizer=tiny_tokenizer())
-    gateway = Gateway("gateway-0", model.name, context=model.context, fetch_stats=fake_stats)
+    gateway = Gateway("gateway-0", model.name, context=model.context, fetch_stats=fake_stats, dial=dial_fake)
     port = await gateway.start(entrance or Entrance())
     try:
         gateway.set_model(model)
-        await gateway.set_routes(1, pipelines or [FakePipeline()])
+        await gateway.set_routes(1, routes_to(*(pipelines or [FakePipeline()])))
         yield gateway, f"127.0.0.1:{port}"
     finally:
         await gateway.close(0.0)

@@ -21,6 +21,7 @@ from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.router import Router
 from tramontane.cluster.scheduler_options import SchedulerOptions
+from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kv_layout import plan_kv
@@ -112,15 +113,14 @@ class LocalPipeline:
         self._numbers = itertools.count()
 
     async def __aenter__(self) -> LocalPipeline:
-        self.sockets = Path(tempfile.mkdtemp(prefix="tm-"))
+        self.site = Site(node=NODE, sockets=Path(tempfile.mkdtemp(prefix="tm-")), secret=b"of the tests")
         self._threads = ThreadPoolExecutor(32)
         self.workers = [self._worker(index, span) for index, span in enumerate(self._spans)]
         for worker in self.workers:
             worker.load()
         self.router = self.make_router("router-0")
-        self.pipeline = await LinkPipeline.dial(
-            "router-0", await self.router.bind(), node=NODE, gateway="gateway-0", secret=b""
-        )
+        address = await self.router.bind()
+        self.pipeline = await LinkPipeline.dial("router-0", address, self.site, gateway="gateway-0")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -129,11 +129,11 @@ class LocalPipeline:
         for worker in self.workers:
             worker.close()
         self._threads.shutdown()
-        shutil.rmtree(self.sockets)
+        shutil.rmtree(self.site.sockets)
 
     def make_router(self, name: str) -> Router:
         stages = [LocalStage(worker, self._threads) for worker in self.workers]
-        return Router(name, NODE, stages, self.options, secret=b"", sockets=self.sockets)
+        return Router(name, self.site, stages, self.options)
 
     def _worker(self, index: int, span: range) -> StageWorker:
         def load(on_progress):
@@ -141,9 +141,7 @@ class LocalPipeline:
                 self._config, self._folder, span, dtype=self._dtype, device="cpu", on_progress=on_progress
             )
 
-        return StageWorker(
-            f"stage-0.{index}", NODE, load, lambda: torch.set_num_threads(1), secret=b"", socket_dir=self.sockets
-        )
+        return StageWorker(f"stage-0.{index}", self.site, load, lambda: torch.set_num_threads(1))
 
     def submit(self, prompt: list[int], **options: object) -> tuple[int, Heard]:
         number, heard = next(self._numbers), Heard()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 READY_TIMEOUT_S = 120
@@ -17,7 +18,8 @@ READY_TIMEOUT_S = 120
 class Service:
     """Runs `tramontane serve` with the given options until `end`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is added to this process's."""
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [Path(sys.executable).with_name("tramontane"), "serve", "--port", "0", *options],
@@ -25,6 +27,7 @@ class Service:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -56,6 +59,14 @@ class Service:
     @property
     def logs(self) -> str:
         return self.wait_for(r"^logs in (\S+)")[1]
+
+    @property
+    def ray_logs(self) -> str:
+        return self.wait_for(r"^logs in \S+ \(Ray's own in (\S+)\)")[1]
+
+    @property
+    def identity(self) -> str:
+        return Path(self.logs).name
 
     def end(self, number: int = signal.SIGINT) -> int:
         """Ctrl-C (to the whole process group, as a terminal sends it), and the exit status."""

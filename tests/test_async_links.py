@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import numpy as np
@@ -231,38 +232,48 @@ async def test_half_a_frame_and_the_end_is_the_end(folder):
             await link.receive()
 
 
+SILENCE_S = 0.25
+
+
 @pytest.fixture
 def brisk(monkeypatch):
-    """Heartbeats and silence, twenty times as fast."""
+    """Heartbeats that are twenty times as fast."""
     monkeypatch.setattr(doors, "HEARTBEAT_PERIOD_S", 0.025)
-    monkeypatch.setattr(doors, "SILENCE_S", 0.25)
 
 
+@both_doors
 @pytest.mark.usefixtures("brisk")
-async def test_an_idle_tcp_link_stays_open_though_nobody_receives(folder):
-    async with linked(folder, FAR) as (mine, theirs):
+async def test_an_idle_link_stays_open_though_nobody_receives(folder, node):
+    async with linked(folder, node, silence_s=SILENCE_S) as (mine, theirs):
         await asyncio.sleep(1.0)  # four times the silence that ends a link
         assert len(theirs._stream._received) <= len(frames.HEARTBEAT), "heartbeats pile up"
         await mine.send(Cancel(request=3))
         assert (await theirs.receive()).request == 3
 
 
+@both_doors
 @pytest.mark.usefixtures("brisk")
 @pytest.mark.parametrize("sent", [0, 5, 20], ids=["nothing", "half a prefix", "half a header"])
-async def test_a_tcp_peer_that_falls_silent_is_given_up(folder, sent):
-    async with listener_of(folder) as (listener, accepted):
-        line, link = await raw_link(listener, accepted, FAR)
+async def test_a_peer_that_falls_silent_is_given_up(folder, node, sent):
+    async with listener_of(folder, silence_s=SILENCE_S) as (listener, accepted):
+        line, link = await raw_link(listener, accepted, node)
         line.sendall(b"".join(frames.encode(Cancel(request=1)))[:sent])
         with pytest.raises(LinkClosed, match=r"silent for 0\.25 s"):
             await asyncio.wait_for(link.receive(), DEADLINE_S)
         line.close()
 
 
+async def test_tcps_own_limit_follows_the_silence(folder):
+    async with linked(folder, FAR, silence_s=7.0) as ends:
+        for link in ends:
+            assert link._stream.line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+
+
 @pytest.mark.usefixtures("brisk")
 async def test_a_loop_that_was_busy_does_not_take_that_for_silence(folder, monkeypatch):
     monkeypatch.setattr(async_stream, "STALL_S", 0.1)
     with listening(folder, name="blocking") as (listener, accepted):
-        mine = await dial(listener.address, node=FAR)
+        mine = await dial(listener.address, node=FAR, silence_s=SILENCE_S)
         theirs, _ = await asyncio.to_thread(accepted.get, timeout=DEADLINE_S)
         time.sleep(0.6)  # noqa: ASYNC251  (the loop is held up on purpose; the other end beats in a thread)
         await asyncio.sleep(0.1)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import numpy as np
 import pytest
 from async_wires import dial, listener_of
+from strangers import STRANGER, hear, knock, listen_as_one_of_us, needs_root, stranger
 from wires import (
     DEADLINE_S,
     FAR,
     NEAR,
+    SECRET,
     both_doors,
+    dialling_from,
     greet,
     is_closed,
     microbatch,
@@ -26,9 +30,7 @@ from tramontane.cluster import async_link, frames, handshake
 from tramontane.cluster.async_link import AsyncLink
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
-from tramontane.cluster.messages import PROTOCOL, Cancel, Hello, Role
-
-SECRET = b"correct horse battery staple"
+from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role
 
 
 @pytest.fixture
@@ -44,14 +46,13 @@ async def until(condition) -> None:
 
 
 @both_doors
-@pytest.mark.parametrize("wrong", [b"", b"a guess"])
+@pytest.mark.parametrize("wrong", [b"a guess", SECRET + b"!"])
 async def test_another_secret_is_refused_and_not_told(folder, node, wrong, caplog):
-    async with listener_of(folder, secret=SECRET) as (listener, accepted):
-        stranger = await dial(listener.address, node=node, secret=wrong, name="mallory")
+    async with listener_of(folder) as (listener, accepted):
         with pytest.raises(LinkClosed, match="closed by the other end"):
-            await stranger.receive()
+            await dial(listener.address, node=node, secret=wrong, name="mallory")
         assert accepted.empty()
-        honest = await dial(listener.address, node=node, secret=SECRET)
+        honest = await dial(listener.address, node=node)
         await accepted.get()
         honest.close()
     assert [record.getMessage() for record in caplog.records] == [
@@ -59,19 +60,20 @@ async def test_another_secret_is_refused_and_not_told(folder, node, wrong, caplo
     ]
 
 
-async def test_another_protocol_is_refused_on_both_sides(folder, caplog, monkeypatch):
+async def test_another_protocol_is_refused_on_both_sides(folder, caplog):
     async with listener_of(folder) as (listener, accepted):
         line = await asyncio.to_thread(lambda: greet(raw_dial(listener.address, NEAR), protocol=PROTOCOL + 1))
         assert await asyncio.to_thread(is_closed, line)
         line.close()
         assert f"door refused a dialler: it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}" in caplog.text
-        monkeypatch.setattr(handshake, "PROTOCOL", PROTOCOL + 1)
-        challenge = handshake.challenge()
-        monkeypatch.undo()
-        monkeypatch.setattr(handshake, "challenge", lambda: challenge)
-        with pytest.raises(LinkClosed, match=f"it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}"):
-            await dial(listener.address)
         assert accepted.empty()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialling = asyncio.create_task(dial(Address(NEAR, "", *server.getsockname()), node=FAR))
+        line, _ = await asyncio.to_thread(server.accept)
+        line.sendall(b"".join(frames.encode(Challenge(protocol=PROTOCOL + 1, nonce=bytes(32)))))
+        with pytest.raises(LinkClosed, match=f"it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}"):
+            await dialling
+        line.close()
 
 
 @pytest.mark.parametrize("size", [(1 << 12, 0, 0), (8, 1 << 20, 0), (8, 0, 8)], ids=["header", "arrays", "rows"])
@@ -88,7 +90,7 @@ async def test_what_follows_the_hello_at_once_is_not_measured_by_a_strangers_lim
     async with listener_of(folder) as (listener, accepted):
         line = await asyncio.to_thread(raw_dial, listener.address, NEAR)
         challenge = await asyncio.to_thread(read_frame, line)
-        hello = handshake.answer(challenge, role=Role.ROUTER, name="r", epoch=1, secret=b"")
+        hello = handshake.Dialler(role=Role.ROUTER, name="r", epoch=1, secret=SECRET).answer(challenge)
         line.sendall(b"".join(frames.encode(hello)) + b"".join(frames.encode(microbatch(0, np.arange(5000)))))
         link, _ = await asyncio.wait_for(accepted.get(), DEADLINE_S)
         assert len((await link.receive()).tokens) == 5000
@@ -106,6 +108,34 @@ async def test_a_silent_dialler_holds_nobody_up_and_is_given_up(folder, monkeypa
         assert await asyncio.to_thread(is_closed, silent)
         silent.close()
     assert "refused a dialler: it says nothing" in caplog.text
+
+
+async def test_a_crowd_that_comes_at_once_is_bounded(folder, monkeypatch):
+    """All are accepted in one turn of the loop, before any handshake has begun."""
+    monkeypatch.setattr(async_link, "MAX_HANDSHAKES", 2)
+    async with listener_of(folder) as (listener, _):
+        crowd = [raw_dial(listener.address, NEAR) for _ in range(20)]  # the loop stands still meanwhile
+        answers = await asyncio.gather(*(asyncio.to_thread(line.recv, 1000) for line in crowd))
+        assert sum(bool(answer) for answer in answers) == 2
+        for line in crowd:
+            line.close()
+
+
+@needs_root
+async def test_strangers_hear_nothing_whether_they_dial_or_listen(folder, caplog):
+    async with listener_of(folder) as (listener, _):
+        path = listener.address.unix_path
+        folder.chmod(0o777)
+        os.chmod(path, 0o777)
+        with stranger(lambda line: line.send(knock(path))) as line:
+            assert await asyncio.to_thread(hear, line) == b""
+        assert f"door refused a dialler: the other end is user {STRANGER}, this one 0" in caplog.text
+        path = str(folder / "impostor.sock")
+        with stranger(lambda line: listen_as_one_of_us(path, line)) as line:
+            assert await asyncio.to_thread(hear, line) == "listening"
+            with pytest.raises(LinkClosed, match=f"the other end is user {STRANGER}, this one 0"):
+                await dial(Address(NEAR, path, "", 0))
+            assert await asyncio.to_thread(hear, line) == b""
 
 
 async def test_a_crowd_of_silent_diallers_is_bounded(folder, monkeypatch, caplog):
@@ -129,7 +159,7 @@ async def test_dialling_gives_up_on_nobody_and_on_a_listener_that_says_nothing(f
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = Address(NEAR, "", "127.0.0.1", server.getsockname()[1])
         with pytest.raises(LinkClosed, match="timed out"):
-            await AsyncLink.dial(address, node=FAR, role=Role.STAGE, name="s", epoch=1, secret=b"", timeout_s=0.2)
+            await AsyncLink.dial(address, dialling_from(FAR), role=Role.STAGE, name="s", epoch=1, timeout_s=0.2)
 
 
 async def test_a_handler_that_fails_or_returns_closes_its_link_only(folder, caplog):

@@ -15,7 +15,8 @@ OPTIONS = {
     | {"--kv-memory", "--kv-length", "--chunk", "--max-batch-tokens", "--max-context", "--max-waiting"}
     | {"--max-queue-wait", "--max-running", "--max-step"}
     | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
-    | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"},
+    | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"}
+    | {"--link-silence"},
     "down": {"--address", "--json"},
 }
 

@@ -12,6 +12,7 @@ from models import make_checkpoint
 from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
+from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
@@ -34,6 +35,8 @@ class FakePlatform:
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.loaded = asyncio.Event()
+        self.news: asyncio.Queue[LinkNews] = asyncio.Queue()
+        self.news.put_nowait(LinkNews(number=0, lost=0, trouble=""))
 
     async def gateway(self, name):
         self.log.append(f"create {name}")
@@ -120,6 +123,11 @@ class FakeGateway:
     async def set_routes(self, generation, routers):
         self.platform.log.append(f"routes {generation} {routers}")
 
+    async def link_news(self, seen):
+        news = await self.platform.news.get()
+        assert news.number != seen
+        return news
+
     async def set_unavailable(self, reason):
         self.platform.log.append(f"unavailable: {reason}")
 
@@ -160,6 +168,7 @@ def spec(folder) -> ServiceSpec:
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),
+        link_silence_s=45.0,
         log_level="info",
     )
 
@@ -232,6 +241,37 @@ async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
     await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert "killed" in controller.status().detail
     assert platform.log[-1].startswith("unavailable: ")
+    await controller.stop()
+
+
+async def test_a_lost_link_is_said_and_so_is_its_return(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    platform.news.put_nowait(LinkNews(number=1, lost=1, trouble="router-0: silent for 45 s"))
+    await until(lambda: controller.status().phase is ServicePhase.DEGRADED)
+    lost = "gateway-0 has no link with router-0: silent for 45 s"
+    assert (controller.status().detail, controller.status().lost_links) == (lost, 1)
+    platform.news.put_nowait(LinkNews(number=2, lost=1, trouble=""))
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert (controller.status().detail, controller.status().lost_links) == (lost, 1)
+    platform.router_broken.set_result("killed")
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    platform.news.put_nowait(LinkNews(number=3, lost=2, trouble="router-0: closed by the other end"))
+    await until(platform.news.empty)
+    assert controller.status().detail == "pipeline 0: killed"
+    await controller.stop()
+
+
+async def test_a_first_link_that_fails_is_said(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.news.get_nowait()
+    platform.news.put_nowait(LinkNews(number=0, lost=0, trouble="router-0: timed out"))
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.DEGRADED)
+    assert controller.status().version
+    platform.news.put_nowait(LinkNews(number=1, lost=0, trouble=""))
+    await until(lambda: controller.status().phase is ServicePhase.READY)
     await controller.stop()
 
 

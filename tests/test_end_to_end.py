@@ -28,6 +28,7 @@ from tramontane.client import (
     StatusError,
     Unavailable,
 )
+from tramontane.cluster.private_folder import sockets_folder
 from tramontane.stages.config import ModelConfig
 
 pytestmark = pytest.mark.ray
@@ -238,6 +239,7 @@ def test_a_killed_router_or_gateway_is_said(role: str) -> None:
         broken.process.wait(60)
     finally:
         assert broken.end() == 1
+    assert Path(broken.wait_for(r"^Ray's files stay in (\S+)")[1], "logs").is_dir()
 
 
 def test_the_port_opens_before_loading_and_a_killed_serve_leaves_nothing() -> None:
@@ -261,4 +263,18 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
     os.killpg(ended.process.pid, signal.SIGINT)  # as a terminal sends it: to everything in the foreground
     assert ended.end() == 0, ended.output
     eventually(lambda: not any(running(process) for process in [*processes, *children]))
-    assert list((Path(ended.logs).parent / "tramontane").glob("*.sock")) == []
+    assert not sockets_folder(ended.identity).exists()
+    session = Path(ended.ray_logs).parent
+    assert session.name.startswith("session_")
+    assert not session.exists()
+    assert {path.name for path in Path(ended.logs).iterdir()} == {
+        *("controller.log", "gateway-0.log", "router-0.log", "stage-0.0.log")
+    }
+
+
+def test_all_of_it_listens_on_loopback_only(service: Service) -> None:
+    serve = psutil.Process(service.process.pid)
+    sockets = [socket for each in [serve, *serve.children(recursive=True)] for socket in each.net_connections("inet")]
+    listening = {socket.laddr.ip for socket in sockets if not socket.raddr}
+    assert listening
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}

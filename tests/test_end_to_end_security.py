@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from certificates import Authority
 from service import Service
 
 from tramontane.client import Client, ClientOptions, Tls, Unauthenticated
+from tramontane.cluster.private_folder import sockets_folder
 
 pytestmark = pytest.mark.ray
 
@@ -88,12 +91,32 @@ def test_the_command_line_gets_in_too(target, folder):
     assert run("models", "--token-file", str(folder / "mine")).stdout.startswith("NAME")
 
 
-def test_no_process_shows_a_token(events):
+def test_a_flood_of_calls_that_are_refused_leaves_few_lines_and_none_of_its_own(target, folder, events):
+    """They would write 10 MB a second."""
+    credentials = grpc.ssl_channel_credentials((folder / "authority.pem").read_bytes())
+    with grpc.secure_channel(target, credentials) as channel:
+        call = channel.unary_unary("/x\n2026-01-01 00:00:00,000 I tramontane: forged\x1b[2J")
+        answers = [call.future(b"") for _ in range(500)]
+        assert {answer.code() for answer in answers} == {grpc.StatusCode.UNAUTHENTICATED}
+    log = Path(next(event["folder"] for event in events if event["event"] == "logs"), "gateway-0.log").read_text()
+    refused = [line for line in log.split("\n") if "UNAUTHENTICATED" in line]
+    assert 0 < len(refused) < 300
+    assert r"'/x\n2026-01-01 00:00:00,000 I tramontane: forged\x1b[2J'" in refused[-1]
+    assert all(line.isprintable() for line in log.split("\n"))
+
+
+def test_no_process_and_no_log_shows_a_token_or_the_secret_of_the_links(events):
+    told = next(event for event in events if event["event"] == "logs")
+    secret = (sockets_folder(Path(told["folder"]).name) / "secret").read_bytes()
+    hidden = [b"sesame", secret, secret.hex().encode(), repr(secret)[2:-1].encode(), base64.b64encode(secret)]
     for process in psutil.process_iter():
         try:
-            shown = [*process.cmdline(), *process.environ().values()]
+            shown = "\n".join([*process.cmdline(), *process.environ().values()])
         except psutil.Error:
             continue
-        assert not any(token in text for token in (TOKEN, LATER) for text in shown), process
-    logs = Path(next(event["folder"] for event in events if event["event"] == "logs"))
-    assert not [path for path in logs.rglob("*.*") if path.is_file() and b"sesame" in path.read_bytes()]
+        assert not any(each in shown.encode(errors="surrogateescape") for each in hidden), process
+    files = [path for folder in ("folder", "ray") for path in Path(told[folder]).rglob("*.*") if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        content = path.read_bytes()
+        assert not any(each in content for each in hidden), path

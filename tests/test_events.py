@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
+from tramontane.cluster import following
+from tramontane.cluster.controller import ServicePhase, Status
 from tramontane.cluster.events import Events
 
 
@@ -94,3 +99,46 @@ def test_a_stream_that_was_never_open_is_no_trouble(number, out):
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(number), timeout=60, check=True)
     assert done.stdout == out
+
+
+def status(phase: ServicePhase, detail: str = "", lost_links: int = 0) -> Status:
+    return Status(phase=phase, detail=detail, fraction=1.0, port=1, version="v", lost_links=lost_links)
+
+
+READY, DEGRADED, BROKEN = ServicePhase.READY, ServicePhase.DEGRADED, ServicePhase.BROKEN
+LOST = "gateway-0 has no link with router-0: cut"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "told", "whole"),
+    [
+        ([status(READY)] * 2, [], True),
+        (
+            [status(READY), None, status(DEGRADED, LOST, 1), status(DEGRADED, LOST, 1), status(READY, LOST, 1)],
+            [f"degraded: {LOST}", "serving again"],
+            True,
+        ),
+        # The link was lost and linked again between two looks.
+        ([status(READY), status(READY, LOST, 1), status(READY, LOST, 1)], [f"degraded: {LOST}", "serving again"], True),
+        # What is broken is not degraded, and is said once.
+        ([status(READY), status(BROKEN, "killed", 1), status(BROKEN, "killed", 1)], ["not serving: killed"], False),
+        ([status(DEGRADED, LOST, 1), status(BROKEN, "killed", 1)], [f"degraded: {LOST}", "not serving: killed"], False),
+    ],
+    ids=["whole", "lost", "between", "broken", "both"],
+)
+def test_serve_says_what_becomes_of_a_service_that_was_ready(statuses, told, whole, monkeypatch, capsys):
+    ending, left = threading.Event(), list(statuses)
+
+    class Polled(contextlib.nullcontext):
+        def latest(self):
+            if len(left) == 1:
+                ending.set()
+            return left.pop(0)
+
+        def silent_s(self):
+            return 0.0
+
+    monkeypatch.setattr(following, "Poll", lambda *_: Polled(Polled()))
+    monkeypatch.setattr(following, "HOLD_POLL_S", 0.0)
+    assert following.hold(None, None, Events(as_json=True), ending, SimpleNamespace(check=lambda: None)) is whole
+    assert [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()] == told

@@ -158,7 +158,7 @@ def test_an_array_with_gaps_is_sent_as_what_it_shows() -> None:
     assert message.tokens.tolist() == [0, 3, 6]
 
 
-HELLO = {"protocol": 1, "role": "stage", "name": "s", "epoch": 3, "proof": b""}
+HELLO = {"protocol": 1, "role": "stage", "name": "s", "epoch": 3, "nonce": b"n", "proof": b""}
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,13 @@ def test_a_bool_is_0_or_1() -> None:
         (microbatch(tables=(table(), table(held=None))), r"microbatch\.tables\[1\]\.held: NoneType is no flat array"),
         (microbatch(tables=(table(),) * 100), "more than 256 arrays"),
         (Cancel(request=2**64), "cancel: "),
-        (Hello(protocol=1, role="stage", name="s", epoch=0, proof=b""), r"hello\.role: 'stage' is no Role"),
+        (Hello(protocol=1, role="stage", name="s", epoch=0, nonce=b"", proof=b""), r"hello\.role: 'stage' is no Role"),
         (table(), "kind: BlockTable is no message"),
         (Cancel(request=b"x" * 70_000), r"cancel\.request: "),
-        (Hello(protocol=1, role=Role.STAGE, name="s" * 70_000, epoch=0, proof=b""), "header: .*, the limit is 65536"),
+        (
+            Hello(protocol=1, role=Role.STAGE, name="s" * 70_000, epoch=0, nonce=b"", proof=b""),
+            "header: .*, the limit is 65536",
+        ),
         (microbatch(tokens=np.zeros(17 << 20, np.int32)), "arrays: .* bytes, the limit is 67108864"),
     ],
 )

@@ -19,7 +19,9 @@ from calls import (
 )
 from fake_pipeline import (
     FakePipeline,
+    dial_fake,
     fake_stats,
+    routes_to,
     serving,
     tiny_model,
     tiny_tokenizer,
@@ -72,9 +74,9 @@ async def test_the_gateway_keeps_the_deadline_itself():
 
     pipeline = FakePipeline()
     pipeline.running.clear()
-    offer = Offer("tiny", lambda: None)
+    offer = Offer("tiny", dial_fake, lambda: None)
     offer.set_model(tiny_model(tokenizer=tiny_tokenizer()))
-    await offer.set_routes(1, [pipeline])
+    await offer.routes.set(1, routes_to(pipeline))
     servicer = Servicer(offer, fake_stats)
     with pytest.raises(CallError) as late:
         await asyncio.wait_for(servicer.Generate(ask(), Context()), 30)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import re
 import socket
+from pathlib import Path
 
 import pytest
+from strangers import STRANGER, hear, knock, listen_as_one_of_us, needs_root, stranger
 from wires import (
     DEADLINE_S,
     NEAR,
+    SECRET,
     both_doors,
     dial,
     greet,
+    in_thread,
     is_closed,
     listening,
     open_descriptors,
     raw_dial,
     read_frame,
+    site_at,
     socket_folder,
     wait_until,
 )
@@ -25,18 +30,17 @@ from wires import (
 from tramontane.cluster import doors, frames, handshake, listener
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.listener import Listener
-from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role
-
-SECRET = b"correct horse battery staple"
+from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role, Welcome
 
 
 def hello(**changes):
-    return Hello(**{"protocol": PROTOCOL, "role": Role.STAGE, "name": "s", "epoch": 1, "proof": b"", **changes})
+    values = {"protocol": PROTOCOL, "role": Role.STAGE, "name": "s", "epoch": 1, "nonce": bytes(32), "proof": b""}
+    return Hello(**{**values, **changes})
 
 
-def still_welcomes(door, accepted, secret=b""):
+def still_welcomes(door, accepted):
     """The next dialler gets in."""
-    dial(door.address, secret=secret, name="honest").close()
+    dial(door.address, name="honest").close()
     link, greeting = accepted.get(timeout=DEADLINE_S)
     link.close()
     return greeting.name == "honest"
@@ -44,8 +48,8 @@ def still_welcomes(door, accepted, secret=b""):
 
 @both_doors
 def test_the_secret_opens_the_door(node):
-    with socket_folder() as folder, listening(folder, secret=SECRET) as (door, accepted):
-        with_secret = dial(door.address, node=node, secret=SECRET)
+    with socket_folder() as folder, listening(folder) as (door, accepted):
+        with_secret = dial(door.address, node=node)
         link, _ = accepted.get(timeout=DEADLINE_S)
         with_secret.send(Cancel(request=1))
         assert link.receive().request == 1
@@ -54,52 +58,94 @@ def test_the_secret_opens_the_door(node):
 
 
 @both_doors
-@pytest.mark.parametrize("wrong", [b"", b"a guess", SECRET + b"!"])
+@pytest.mark.parametrize("wrong", [b"a guess", SECRET + b"!"])
 def test_another_secret_is_refused_and_not_told(node, wrong, caplog):
-    with socket_folder() as folder, listening(folder, secret=SECRET) as (door, accepted):
-        stranger = dial(door.address, node=node, secret=wrong, name="mallory")
-        with pytest.raises(LinkClosed, match="closed by the other end"):
-            stranger.receive()
-        assert accepted.empty()
-        assert still_welcomes(door, accepted, SECRET)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["door refused a dialler: 'mallory' has another secret"]
-
-
-def test_a_proof_where_no_secret_is_set_is_refused(caplog):
     with socket_folder() as folder, listening(folder) as (door, accepted):
-        with pytest.raises(LinkClosed):
-            dial(door.address, secret=SECRET).receive()
+        with pytest.raises(LinkClosed, match=r"no handshake with .*: closed by the other end"):
+            dial(door.address, node=node, secret=wrong, name="mallory\n")
+        assert accepted.empty()
         assert still_welcomes(door, accepted)
-    assert "has another secret" in caplog.text
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [r"door refused a dialler: 'mallory\n' has another secret"]
 
 
 def test_a_proof_seen_before_is_worth_nothing():
-    with socket_folder() as folder, listening(folder, secret=SECRET) as (door, accepted):
+    with socket_folder() as folder, listening(folder) as (door, accepted):
         line = raw_dial(door.address, NEAR)
-        old = handshake.answer(read_frame(line), role=Role.STAGE, name="s", epoch=1, secret=SECRET)
+        old = dialler().answer(read_frame(line))
         line.close()
         line = raw_dial(door.address, NEAR)
-        greet(line, proof=old.proof)
+        greet(line, nonce=old.nonce, proof=old.proof)
         assert is_closed(line)
         line.close()
-        assert still_welcomes(door, accepted, SECRET)
+        assert still_welcomes(door, accepted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"role": Role.GATEWAY}, {"name": "t"}, {"epoch": 2}, {"nonce": bytes(32)}, {"nonce": b""}],
+    ids=["role", "name", "epoch", "nonce", "none"],
+)
+def test_the_proof_covers_all_that_a_dialler_says(change):
+    with socket_folder() as folder, listening(folder) as (door, accepted):
+        line = raw_dial(door.address, NEAR)
+        greet(line, **change)
+        assert is_closed(line)
+        line.close()
+        assert still_welcomes(door, accepted)
+
+
+def dialler(**changes):
+    return handshake.Dialler(**{"role": Role.STAGE, "name": "s", "epoch": 1, "secret": SECRET, **changes})
+
+
+def test_both_ends_prove_the_secret_and_neither_with_the_others_proof():
+    greeter, one = handshake.Greeter(SECRET), dialler()
+    told = one.answer(greeter.challenge)
+    one.check(greeter.welcome(greeter.check(told)))
+    other = dialler()
+    for says in (
+        Welcome(proof=told.proof),  # what the dialler itself has said
+        Welcome(proof=greeter.welcome(other.answer(greeter.challenge)).proof),  # to another dialler
+        Welcome(proof=handshake.Greeter(SECRET).welcome(told).proof),  # of another link
+        handshake.Greeter(b"a guess").welcome(told),
+        Welcome(proof=b""),
+        greeter.challenge,
+    ):
+        with pytest.raises(handshake.HandshakeError):
+            one.check(says)
+
+
+@both_doors
+def test_a_listener_without_the_secret_gets_no_link(node):
+    """It repeats the dialler's own proof: all that it knows."""
+    with (
+        socket_folder() as folder,
+        socket.socket(socket.AF_UNIX) as near,
+        socket.create_server(("127.0.0.1", 0)) as far,
+    ):
+        near.bind(str(folder / "impostor.sock"))
+        near.listen()
+        address = doors.Address(NEAR, str(folder / "impostor.sock"), *far.getsockname())
+        outcome = in_thread(lambda: dial(address, node=node))
+        line, _ = (near if node == NEAR else far).accept()
+        line.sendall(b"".join(frames.encode(handshake.Greeter(b"a guess").challenge)))
+        told = read_frame(line)
+        line.sendall(b"".join(frames.encode(Welcome(proof=told.proof))))
+        error = outcome.get(timeout=DEADLINE_S)
+        line.close()
+    assert isinstance(error, LinkClosed)
+    assert "the listener has another secret" in str(error)
 
 
 @both_doors
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (
-            Hello(protocol=PROTOCOL + 1, role=Role.STAGE, name="s", epoch=1, proof=b""),
-            f"it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}",
-        ),
+        (hello(protocol=PROTOCOL + 1), f"it speaks protocol {PROTOCOL + 1}, here is {PROTOCOL}"),
         (Cancel(request=1), "its first message is no hello"),
         (Challenge(protocol=PROTOCOL, nonce=bytes(32)), "its first message is no hello"),
-        (
-            Hello(protocol=PROTOCOL, role=Role.STAGE, name="s" * 2000, epoch=1, proof=b""),
-            "header: .* the limit is 1024",
-        ),
+        (hello(name="s" * 2000), "header: .* the limit is 1024"),
     ],
     ids=["protocol", "message", "challenge", "long"],
 )
@@ -181,7 +227,7 @@ def test_a_crowd_of_silent_diallers_is_bounded(monkeypatch, caplog):
 
 def test_a_handler_that_fails_stops_nobody(caplog):
     with socket_folder() as folder:
-        door = Listener(node=NEAR, unix_path=folder / "d.sock", secret=b"", on_link=lambda link, hello: 1 / 0)
+        door = Listener("door", site_at(folder), lambda link, hello: 1 / 0)
         for _ in range(2):
             with pytest.raises(LinkClosed):
                 dial(door.address).receive()
@@ -203,25 +249,24 @@ def test_closing_a_listener_drops_strangers_and_the_path(monkeypatch):
 
 def test_tcp_is_closed_unless_asked_for():
     with socket_folder() as folder:
-        door = Listener(node=NEAR, unix_path=folder / "d.sock", secret=b"", on_link=lambda link, hello: None)
+        door = Listener("door", site_at(folder, host=None), lambda link, hello: None)
         assert (door.address.host, door.address.port) == ("", 0)
         door.close()
 
 
 @pytest.mark.parametrize(
-    ("host", "secret", "complaint"),
+    ("host", "complaint"),
     [
-        ("0.0.0.0", SECRET, "one interface"),
-        ("::", SECRET, "one interface"),
-        ("10.1.2.3", b"", "need the service's secret"),
-        ("node-7.example", SECRET, "does not appear to be an IPv4 or IPv6 address"),
+        ("0.0.0.0", "one interface"),
+        ("::", "one interface"),
+        ("node-7.example", "does not appear to be an IPv4 or IPv6 address"),
     ],
 )
-def test_tcp_listens_to_the_wide_only_on_one_interface_and_with_a_secret(host, secret, complaint):
+def test_tcp_listens_on_one_interface_only(host, complaint):
     before = open_descriptors()
     with socket_folder() as folder:
         with pytest.raises(ValueError, match=complaint):
-            Listener(node=NEAR, unix_path=folder / "d", secret=secret, on_link=lambda link, hello: None, host=host)
+            Listener("door", site_at(folder, host=host), lambda link, hello: None)
         assert not list(folder.iterdir())
     assert open_descriptors() <= before
 
@@ -237,6 +282,31 @@ def test_the_socket_lies_where_only_its_owner_enters():
                 doors.listen_unix(folder / "new" / "d.sock")
 
 
+@needs_root
+def test_a_stranger_who_dials_hears_nothing(caplog):
+    with socket_folder() as folder, listening(folder) as (door, accepted):
+        path = Path(door.address.unix_path)
+        folder.chmod(0o755)
+        path.chmod(0o777)
+        with stranger(lambda line: line.send(knock(str(path)))) as line:
+            assert hear(line) == b""
+        folder.chmod(0o700)
+        assert still_welcomes(door, accepted)
+    assert f"door refused a dialler: the other end is user {STRANGER}, this one 0" in caplog.text
+
+
+@needs_root
+def test_a_stranger_who_listens_hears_nothing():
+    with socket_folder() as folder:
+        path = folder / "impostor.sock"
+        folder.chmod(0o777)
+        with stranger(lambda line: listen_as_one_of_us(str(path), line)) as line:
+            assert hear(line) == "listening"
+            with pytest.raises(LinkClosed, match=f"the other end is user {STRANGER}, this one 0"):
+                dial(doors.Address(NEAR, str(path), "", 0))
+            assert hear(line) == b""
+
+
 def test_a_path_too_long_is_refused_with_the_limit():
     with socket_folder() as folder:
         name = "d" * (doors.MAX_PATH_BYTES - len(os.fsencode(folder)) - 1)
@@ -248,11 +318,11 @@ def test_a_path_too_long_is_refused_with_the_limit():
 def test_a_dead_listeners_path_is_taken_over_and_a_living_ones_is_not():
     with socket_folder() as folder:
         dead = socket.socket(socket.AF_UNIX)
-        dead.bind(str(folder / "door.sock"))
+        dead.bind(str(site_at(folder).socket_path("door")))
         dead.close()
         with listening(folder) as (door, accepted):
             with pytest.raises(ValueError, match="somebody listens"):
-                doors.listen_unix(folder / "door.sock")
+                doors.listen_unix(Path(door.address.unix_path))
             assert still_welcomes(door, accepted)
         (folder / "file").write_text("precious")
         with pytest.raises(OSError, match="in use"):
@@ -262,4 +332,4 @@ def test_a_dead_listeners_path_is_taken_over_and_a_living_ones_is_not():
 
 def test_a_tcp_port_in_use_is_an_error():
     with socket_folder() as folder, listening(folder) as (door, _), pytest.raises(OSError, match="in use"):
-        doors.listen_tcp("127.0.0.1", door.address.port, b"")
+        doors.listen_tcp("127.0.0.1", door.address.port)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wires import site_at
 
+from tramontane.cluster import link_pipeline
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
+from tramontane.cluster.frames import Message
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import Cancel, EndReason, Finished, Hello, Load, Role, Submit, Tokens
@@ -19,7 +22,8 @@ from tramontane.cluster.messages import Cancel, EndReason, Finished, Hello, Load
 class ScriptedRouter:
     """Keeps what it receives, sends what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *first: Message) -> None:
+        self.first = first or (Load(outstanding_tokens=0),)
         self.link: AsyncLink | None = None
         self.hello: Hello | None = None
         self.received: list[Submit | Cancel] = []
@@ -27,6 +31,8 @@ class ScriptedRouter:
 
     async def on_link(self, link: AsyncLink, hello: Hello) -> None:
         self.link, self.hello = link, hello
+        for message in self.first:
+            await link.send(message)
         async for message in link.messages():
             self.received.append(message)
         self.left.set()
@@ -60,9 +66,10 @@ def send(pipeline: LinkPipeline, submit: Submit) -> Kept:
 @asynccontextmanager
 async def linked(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRouter, LinkPipeline]]:
     router = ScriptedRouter()
-    listener = AsyncListener(node="n", unix_path=tmp_path / "router-0.sock", secret=b"s", on_link=router.on_link)
+    site = site_at(tmp_path, host=None)
+    listener = AsyncListener("router-0", site, router.on_link)
     await listener.start()
-    pipeline = await LinkPipeline.dial("router-0", listener.address, node="n", gateway="gateway-0", secret=b"s")
+    pipeline = await LinkPipeline.dial("router-0", listener.address, site, gateway="gateway-0")
     try:
         await eventually(lambda: router.link is not None)
         yield router, pipeline
@@ -213,10 +220,30 @@ async def test_a_retired_pipeline_closes_when_its_last_request_has_ended(tmp_pat
         assert pipeline.broken.done()
 
 
+@pytest.mark.parametrize(
+    ("on_link", "complaint"),
+    [
+        (lambda link, hello: link.send(Cancel(request=1)), "router-0 sent Cancel"),
+        (lambda link, hello: asyncio.sleep(0), "closed by the other end"),  # as a broken one does
+        (lambda link, hello: asyncio.Event().wait(), "router-0 says nothing"),
+    ],
+    ids=["other", "broken", "silent"],
+)
+async def test_a_router_that_does_not_tell_its_load_serves_nobody(tmp_path, monkeypatch, on_link, complaint):
+    monkeypatch.setattr(link_pipeline, "DIAL_TIMEOUT_S", 0.5)
+    site = site_at(tmp_path, host=None)
+    listener = AsyncListener("router-0", site, on_link)
+    await listener.start()
+    with pytest.raises(LinkClosed, match=complaint):
+        await LinkPipeline.dial("router-0", listener.address, site, gateway="gateway-0")
+    await listener.close()
+
+
 async def test_dialling_a_router_that_is_gone_says_so(tmp_path):
-    listener = AsyncListener(node="n", unix_path=tmp_path / "r.sock", secret=b"s", on_link=ScriptedRouter().on_link)
+    site = site_at(tmp_path, host=None)
+    listener = AsyncListener("router-0", site, ScriptedRouter().on_link)
     await listener.start()
     gone = listener.address
     await listener.close()
     with pytest.raises(LinkClosed):
-        await LinkPipeline.dial("router-0", gone, node="n", gateway="gateway-0", secret=b"s")
+        await LinkPipeline.dial("router-0", gone, site, gateway="gateway-0")

@@ -12,8 +12,10 @@ from wires import (
     DEADLINE_S,
     FAR,
     NEAR,
+    SECRET,
     both_doors,
     dial,
+    dialling_from,
     greet,
     in_thread,
     is_closed,
@@ -28,20 +30,23 @@ from wires import (
     wait_until,
 )
 
-from tramontane.cluster import doors, frames
+from tramontane.cluster import doors, frames, handshake
 from tramontane.cluster.frames import FrameError
 from tramontane.cluster.link import Link, LinkClosed
-from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Role
+from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Role, Welcome
 from tramontane.stages.microbatch import Microbatch
 
 PAYLOAD = 8 << 20
 
 
+SILENCE_S = 0.25
+LISTENER = handshake.Greeter(SECRET)
+
+
 @pytest.fixture
 def brisk(monkeypatch):
-    """Heartbeats and silence, twenty times as fast."""
+    """Heartbeats that are twenty times as fast."""
     monkeypatch.setattr(doors, "HEARTBEAT_PERIOD_S", 0.025)
-    monkeypatch.setattr(doors, "SILENCE_S", 0.25)
 
 
 @both_doors
@@ -174,9 +179,10 @@ def test_links_and_listeners_leave_no_descriptors(node):
     wait_until(lambda: open_descriptors() <= before)
 
 
+@both_doors
 @pytest.mark.usefixtures("brisk")
-def test_an_idle_tcp_link_stays_open():
-    with linked(FAR) as (mine, theirs):
+def test_an_idle_link_stays_open(node):
+    with linked(node, silence_s=SILENCE_S) as (mine, theirs):
         outcome = in_thread(theirs.receive)
         in_thread(mine.receive)
         with pytest.raises(queue.Empty):
@@ -185,17 +191,24 @@ def test_an_idle_tcp_link_stays_open():
         assert outcome.get(timeout=DEADLINE_S).request == 3
 
 
-@pytest.mark.usefixtures("brisk")
+@both_doors
 @pytest.mark.parametrize("sent", [0, 5, 20], ids=["nothing", "half a prefix", "half a header"])
-def test_a_tcp_peer_that_falls_silent_is_given_up(sent):
-    with socket_folder() as folder, listening(folder) as (listener, accepted):
-        line = greet(raw_dial(listener.address, FAR))
+def test_a_peer_that_falls_silent_is_given_up(node, sent):
+    with socket_folder() as folder, listening(folder, silence_s=SILENCE_S) as (listener, accepted):
+        line = greet(raw_dial(listener.address, node))
         link, _ = accepted.get(timeout=DEADLINE_S)
         line.sendall(b"".join(frames.encode(Cancel(request=1)))[:sent])
         outcome = in_thread(link.receive)
         assert str(outcome.get(timeout=DEADLINE_S)) == "silent for 0.25 s"
         assert is_closed(line)
         line.close()
+
+
+def test_tcps_own_limit_follows_the_silence():
+    """A reader that is stopped leaves its window shut, and the kernel's limit would end the link before ours."""
+    with linked(FAR, silence_s=7.0) as ends:
+        for link in ends:
+            assert link._line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
 
 
 @both_doors
@@ -232,6 +245,8 @@ def test_a_dialler_goes_away_from_what_is_no_listener_of_ours():
         (b"".join(frames.encode(Cancel(request=1))), "no challenge"),
         (b"".join(frames.encode(Challenge(protocol=PROTOCOL + 1, nonce=bytes(32)))), "speaks protocol"),
         (b"".join(frames.encode(Challenge(protocol=PROTOCOL, nonce=b""))), "no challenge"),
+        (b"".join(frames.encode(LISTENER.challenge) + frames.encode(Cancel(request=1))), "no welcome"),
+        (b"".join(frames.encode(LISTENER.challenge) + frames.encode(Welcome(proof=b""))), "another secret"),
         (b"220 mail.example.org ESMTP", "the limit is"),
         (b"", "closed by the other end"),
     ):
@@ -252,7 +267,7 @@ def test_dialling_gives_up_on_a_listener_that_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = doors.Address(node=NEAR, unix_path="", host="127.0.0.1", port=server.getsockname()[1])
         with pytest.raises(LinkClosed, match="timed out"):
-            Link.dial(address, node=FAR, role=Role.STAGE, name="s", epoch=1, secret=b"", timeout_s=0.2)
+            Link.dial(address, dialling_from(FAR), role=Role.STAGE, name="s", epoch=1, timeout_s=0.2)
 
 
 def test_dialling_where_nobody_listens_says_so():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_pipeline import NODE, LocalPipeline
+from local_pipeline import LocalPipeline
 from models import cached_checkpoint, load_tensors
 from reference_model import greedy
 
@@ -176,6 +176,6 @@ async def test_a_new_router_binds_higher_and_fences_the_old_one(folder, expected
         await pipeline.router.broken()
         assert {worker.epoch() for worker in pipeline.workers} == {2}
         first, pipeline.router = pipeline.router, second
-        pipeline.pipeline = await LinkPipeline.dial("router-1", address, node=NODE, gateway="g", secret=b"")
+        pipeline.pipeline = await LinkPipeline.dial("router-1", address, pipeline.site, gateway="g")
         assert (await pipeline.generate(PROMPTS[2])).tokens == expected[2]
         await first.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from models import cached_checkpoint, make_checkpoint
 from tramontane.cluster.cli import ByteSize
 from tramontane.cluster.planning import ServeOptions, plan_service, share_of_nodes
 from tramontane.cluster.serve import serve
+from tramontane.cluster.site import configured_secret
 
 OPTIONS = ServeOptions(
     model_dir=None,
@@ -46,6 +49,7 @@ OPTIONS = ServeOptions(
     threads=None,
     address=None,
     detach=False,
+    link_silence=45,
     log_level="info",
     as_json=False,
 )
@@ -137,6 +141,53 @@ def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, vocab_size=50)
     with pytest.raises(ValueError, match=r"tokenizer\.model: has \d+ ids, and the embedding has 50 rows"):
         plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.model"],
+)
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str, what: str) -> None:
+    folder = make_checkpoint(tmp_path / "model", "MistralForCausalLM", tokenizer=True)
+    if name == "model.safetensors.index.json":
+        (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder / name))}: .*not a regular file$"):
+        serve(replace(OPTIONS, model_dir=folder))
+
+
+def test_options_that_name_no_file_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"--token-file is {pipe}, which cannot be read: not a regular file"):
+        serve(replace(OPTIONS, token_file=pipe))
+    with pytest.raises(ValueError, match=f"TRAMONTANE_SECRET_FILE is {pipe}, which cannot be read: not a regular file"):
+        configured_secret({"TRAMONTANE_SECRET_FILE": str(pipe)})
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+@pytest.mark.parametrize("address", [None, "127.0.0.1:1"])
+def test_a_host_that_there_is_not_is_said_at_once(insecure: bool, address: str | None) -> None:
+    with pytest.raises(OSError, match=r"^cannot listen on no\.such\.host\.invalid:50051: "):
+        serve(replace(OPTIONS, host="no.such.host.invalid", insecure=insecure, address=address))
+    with pytest.raises(OSError, match=r"^cannot listen on x{300}:50051: "):
+        serve(replace(OPTIONS, host="x" * 300, insecure=insecure, address=address))
+
+
+def test_the_secret_of_links_comes_from_the_environment_or_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("  of the house\n")
+    assert configured_secret({}) is configured_secret({"TRAMONTANE_SECRET": ""}) is None
+    assert configured_secret({"TRAMONTANE_SECRET": "of the town"}) == b"of the town"
+    both = {"TRAMONTANE_SECRET": "of the town", "TRAMONTANE_SECRET_FILE": str(tmp_path / "secret")}
+    assert configured_secret(both) == b"of the house"
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(ValueError, match=r"TRAMONTANE_SECRET_FILE is .*, which is empty"):
+        configured_secret(both)
 
 
 def test_spare_rows_of_the_embedding_are_not_sampled(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from wires import (
     in_thread,
     microbatch,
     open_descriptors,
+    site_at,
     socket_folder,
     wait_until,
 )
 
+from tramontane.cluster import doors
 from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel
@@ -326,14 +329,24 @@ def test_a_run_of_an_epoch_that_is_not_bound_returns_at_once(epoch):
         assert whole.workers[0].run(epoch) == f"not bound at epoch {epoch}, the highest is 2"
 
 
+@both_doors
+def test_a_stage_that_computes_for_longer_than_the_silence_is_not_silent(node, monkeypatch):
+    monkeypatch.setattr(doors, "HEARTBEAT_PERIOD_S", 0.025)
+    with pipeline(node, silence_s=0.25) as whole:
+        whole.start(epoch=1)
+        whole.stages[1].before_step = lambda _: time.sleep(1)  # four times as long
+        whole.to_first.send(microbatch(0, [1], epoch=1))
+        assert whole.from_last.receive().token.tolist() == [4]
+
+
 def test_workers_of_one_secret_link_up_and_others_do_not():
-    with pipeline(secret=b"of the house") as whole:
+    with pipeline() as whole:
         whole.start(epoch=1)
         whole.to_first.send(microbatch(0, [1], epoch=1))
         assert whole.from_last.receive().token.tolist() == [4]
         whole.bind(2)
         with pytest.raises(LinkClosed):
-            whole.dial_first(2, secret=b"of another").receive()
+            whole.dial_first(2, secret=b"of another")
 
 
 def test_loading_reports_progress_and_happens_once():
@@ -349,7 +362,7 @@ def test_loading_reports_progress_and_happens_once():
         return stage
 
     with socket_folder() as folder:
-        worker = StageWorker("stage-0.0", NEAR, load, lambda: None, secret=b"", socket_dir=folder)
+        worker = StageWorker("stage-0.0", site_at(folder), load, lambda: None)
         assert worker.progress() == 0.0
         outcome = in_thread(worker.load)
         assert begun.wait(DEADLINE_S)

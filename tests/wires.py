@@ -20,9 +20,11 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
+from tramontane.cluster.site import Site
 from tramontane.stages.microbatch import BlockTable, Microbatch, SampledRows, no_scored_rows
 
 DEADLINE_S = 20.0
+SECRET = b"of the tests"
 NEAR, FAR = "near", "far"
 """Nodes: the listeners' own, and another, from which one dials TCP."""
 both_doors = pytest.mark.parametrize("node", [NEAR, FAR])
@@ -35,16 +37,20 @@ def socket_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def site_at(folder: Path, **changes: object) -> Site:
+    """Where listeners stand: on NEAR, with both doors."""
+    return Site(**{"node": NEAR, "sockets": folder, "secret": SECRET, "host": "127.0.0.1", **changes})
+
+
+def dialling_from(node: str, **changes: object) -> Site:
+    """Where one stands that only dials."""
+    return site_at(Path("/nowhere"), node=node, host=None, **changes)
+
+
 @contextmanager
-def listening(folder: Path, *, secret: bytes = b"", name: str = "door") -> Iterator[tuple[Listener, Accepted]]:
+def listening(folder: Path, *, name: str = "door", **changes: object) -> Iterator[tuple[Listener, Accepted]]:
     accepted: Accepted = queue.Queue()
-    listener = Listener(
-        node=NEAR,
-        unix_path=folder / f"{name}.sock",
-        secret=secret,
-        on_link=lambda link, hello: accepted.put((link, hello)),
-        host="127.0.0.1",
-    )
+    listener = Listener(name, site_at(folder, **changes), lambda link, hello: accepted.put((link, hello)))
     try:
         yield listener, accepted
     finally:
@@ -56,15 +62,16 @@ def listening(folder: Path, *, secret: bytes = b"", name: str = "door") -> Itera
 Accepted = queue.Queue[tuple[Link, Hello]]
 
 
-def dial(address: Address, *, node: str = NEAR, epoch: int = 1, secret: bytes = b"", name: str = "tester") -> Link:
-    return Link.dial(address, node=node, role=Role.ROUTER, name=name, epoch=epoch, secret=secret, timeout_s=DEADLINE_S)
+def dial(address: Address, *, node: str = NEAR, epoch: int = 1, name: str = "tester", **changes: object) -> Link:
+    site = dialling_from(node, **changes)
+    return Link.dial(address, site, role=Role.ROUTER, name=name, epoch=epoch, timeout_s=DEADLINE_S)
 
 
 @contextmanager
-def linked(node: str) -> Iterator[tuple[Link, Link]]:
+def linked(node: str, **changes: object) -> Iterator[tuple[Link, Link]]:
     """Both ends of one link, over a unix socket for NEAR and over TCP for FAR."""
-    with socket_folder() as folder, listening(folder) as (listener, accepted):
-        mine = dial(listener.address, node=node)
+    with socket_folder() as folder, listening(folder, **changes) as (listener, accepted):
+        mine = dial(listener.address, node=node, **changes)
         theirs, _ = accepted.get(timeout=DEADLINE_S)
         try:
             yield mine, theirs
@@ -84,10 +91,13 @@ def raw_dial(address: Address, node: str) -> socket.socket:
     return line
 
 
-def greet(line: socket.socket, secret: bytes = b"", **changes: object) -> socket.socket:
-    """Do the dialler's part of the handshake by hand."""
-    hello = handshake.answer(read_frame(line), role=Role.STAGE, name="raw", epoch=1, secret=secret)
+def greet(line: socket.socket, **changes: object) -> socket.socket:
+    """Do the dialler's part of the handshake by hand; with a changed Hello, only up to it."""
+    dialler = handshake.Dialler(role=Role.STAGE, name="raw", epoch=1, secret=SECRET)
+    hello = dialler.answer(read_frame(line))
     line.sendall(b"".join(frames.encode(Hello(**{**vars(hello), **changes}))))
+    if not changes:
+        dialler.check(read_frame(line))
     return line
 
 

@@ -28,6 +28,7 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link, LinkClosed
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Role
+from tramontane.cluster.site import Site
 from tramontane.stages.microbatch import BlockTable, Microbatch, SampledRows, no_scored_rows
 
 SIZES = {"4 KB": 4 << 10, "1 MB": 1 << 20, "4 MB": 4 << 20, "32 MB": 32 << 20}
@@ -66,13 +67,7 @@ def measure_link(node: str) -> dict[str, float]:
     """Microseconds a hop for each size, through one link dialled from that node."""
     accepted: queue.Queue[Link] = queue.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        listener = Listener(
-            node="near",
-            unix_path=Path(folder) / "b.sock",
-            secret=b"",
-            on_link=lambda link, hello: accepted.put(link),
-            host="127.0.0.1",
-        )
+        listener = Listener("bench", site_of(Path(folder), "near"), lambda link, hello: accepted.put(link))
         echo = multiprocessing.get_context("spawn").Process(target=send_back, args=(listener.address, node))
         echo.start()
         link = accepted.get(timeout=60)
@@ -83,9 +78,14 @@ def measure_link(node: str) -> dict[str, float]:
     return hops
 
 
+def site_of(folder: Path, node: str) -> Site:
+    return Site(node=node, sockets=folder, secret=b"of the bench", host="127.0.0.1")
+
+
 def send_back(address: Address, node: str) -> None:
     """The other process: everything goes back as it came."""
-    link = Link.dial(address, node=node, role=Role.STAGE, name="echo", epoch=1, secret=b"", timeout_s=10)
+    site = site_of(Path(address.unix_path).parent, node)
+    link = Link.dial(address, site, role=Role.STAGE, name="echo", epoch=1, timeout_s=10)
     buffer = memoryview(bytearray(max(SIZES.values())))
     size = 0
 
