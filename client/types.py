@@ -194,6 +194,8 @@ class RouterStats:
     kv_blocks_total: tuple[int, ...]
     """KV blocks that there are, one entry a window class."""
     admission: AdmissionStats = AdmissionStats()
+    late: str = ""
+    """Which stage takes far longer than such a step does here; empty where none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,3 +206,5 @@ class Stats:
     stages: tuple[StageStats, ...]
     routers: tuple[RouterStats, ...]
     gateways: tuple[GatewayStats, ...] = ()
+    late: tuple[str, ...] = ()
+    """Parts that do not answer, or stages that are late, a line each."""

@@ -141,6 +141,7 @@ def models(response: serving_pb2.ListModelsResponse) -> tuple[ModelInfo, ...]:
 def stats(response: serving_pb2.GetStatsResponse) -> Stats:
     """One reading of all counters."""
     return Stats(
+        late=tuple(response.late),
         processes=tuple(
             ProcessStats(
                 role=process.role,
@@ -178,6 +179,7 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
                 kv_blocks_used=tuple(router.kv_blocks_used),
                 kv_blocks_total=tuple(router.kv_blocks_total),
                 admission=_admission(router.admission),
+                late=router.late,
             )
             for router in response.routers
         ),

@@ -122,6 +122,10 @@ class StageWorker:
     def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int, downstream: Address) -> None:
         self._worker.bind(epoch, layout, context, max_tokens, downstream)
 
+    @ray.method(concurrency_group="control")
+    def stepped(self) -> int:
+        return self._worker.stepped()
+
     @ray.method(concurrency_group="step")
     def run(self, epoch: int) -> str:
         return self._worker.run(epoch)
@@ -163,6 +167,7 @@ class Router:
             self._process.site,
             self._stages,
             self._spec.scheduler,
+            self._spec.hang_limit_s,
         )
         return await self._router.bind()
 

@@ -114,6 +114,14 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.option("--address", help="Join this Ray cluster (HOST:PORT or auto) instead of starting one.")
 @click.option("--detach", is_flag=True, help="With --address: return once ready and leave the service running.")
 @click.option(
+    "--hang-limit",
+    type=click.IntRange(5, 86_400),
+    default=45,
+    show_default=True,
+    metavar="SECONDS",
+    help="A stage whose step takes so long, and ten times what such a step costs here, breaks the pipeline.",
+)
+@click.option(
     "--link-silence",
     type=click.IntRange(2, 86_400),
     default=45,

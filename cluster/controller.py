@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
+from tramontane.cluster.answer_watch import watch_answers
 from tramontane.cluster.parts import GatewayControl, Platform, RouterControl, StageControl
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import Loaded, ServiceSpec, gateway_name, router_name, stage_name
@@ -78,6 +80,8 @@ class Controller:
         self._router: RouterControl | None = None
         self._stages: list[StageControl] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silent: dict[str, str] = {}
+        """Parts that do not answer, with a sentence about each."""
 
     def status(self) -> Status:
         """Where the service stands now."""
@@ -115,6 +119,7 @@ class Controller:
                 *(facts for _, facts in routers),
                 *(facts for _, facts in stages),
             ),
+            late=(*self._silent.values(), *(counters.late for counters, _ in routers if counters.late)),
             gateways=tuple(counters for counters, _ in gateways),
             stages=tuple(counters for counters, _ in stages),
             routers=tuple(counters for counters, _ in routers),
@@ -139,6 +144,8 @@ class Controller:
         seen = await self._take_link_news(-1)
         self._start(self._follow_links(seen))
         self._watch(self._router.broken, "pipeline 0")
+        self._watch_silence(router_name(0), self._router.stats, self._spec.hang_limit_s)
+        self._watch_silence(gateway_name(0), self._gateway.stats, math.inf)
         log.info("service %s ready, version %s", self._spec.name, loaded.version)
 
     async def _wait_for_room(self) -> None:
@@ -199,6 +206,23 @@ class Controller:
             detail = f"{gateway_name(0)} has no link with {news.trouble}" if news.trouble else self._status.detail
             self._say(phase=phase, detail=detail, lost_links=news.lost)
         return news.number
+
+    def _watch_silence(self, name: str, ask: Callable[[], Awaitable[object]], hang_limit_s: float) -> None:
+        """Name a part that does not answer; beyond the limit the service is broken."""
+
+        async def on_silence(silent_s: float) -> bool:
+            if not silent_s:
+                self._silent.pop(name, None)
+                return True
+            if name not in self._silent:
+                log.warning("%s does not answer", name)
+            self._silent[name] = f"{name} has not answered for {silent_s:.0f} s"
+            if silent_s > hang_limit_s:
+                await self._break(self._silent[name])
+                return False
+            return True
+
+        self._start(watch_answers(ask, on_silence))
 
     def _watch(self, gone: Callable[[], Awaitable[str]], part: str) -> None:
         """Turn the end of a part, told or not, into the service's status."""

@@ -56,6 +56,7 @@ class ServeOptions:
     threads: int | None
     address: str | None
     detach: bool
+    hang_limit: float
     link_silence: float
     log_level: str
     as_json: bool
@@ -136,6 +137,7 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         cpus_per_stage=0.0,
         threads=0,
         entrance=options.entrance,
+        hang_limit_s=float(options.hang_limit),
         link_silence_s=float(options.link_silence),
         log_level=options.log_level,
     )

@@ -23,6 +23,7 @@ from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.site import Site
 from tramontane.cluster.stats import AdmissionCounters, RouterCounters
 from tramontane.cluster.step_cost import StepCosts
+from tramontane.cluster.step_watch import Pace, StepWatch
 from tramontane.cluster.warm_up import WarmUp
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import StepResult
@@ -30,8 +31,8 @@ from tramontane.stages.microbatch import StepResult
 log = logging.getLogger(__name__)
 
 BIND_TIMEOUT_S = 60.0
-STEP_DEADLINE_S = 300.0
-"""Of one stage. A chunk of a large model may take a slow CPU a minute."""
+LOOK_S, NAME_TIMEOUT_S = 0.5, 0.5
+"""How often the pipeline's pace is looked at, and how long a stage may take to say how far it is."""
 
 
 class StagePort(Protocol):
@@ -48,6 +49,10 @@ class StagePort(Protocol):
     async def bind(self, epoch: int, layout: KVLayout, context: int, max_tokens: int, downstream: Address) -> None:
         """Start anew at a higher epoch, with an empty KV pool."""
 
+    async def stepped(self) -> int:
+        """Steps that it is done with at the epoch that it is bound at."""
+        ...
+
     async def run(self, epoch: int) -> str:
         """Stream microbatches until a link closes; the reason."""
         ...
@@ -56,7 +61,9 @@ class StagePort(Protocol):
 class Router:
     """Owns the sequences of one pipeline and all that is known about them."""
 
-    def __init__(self, name: str, site: Site, stages: Sequence[StagePort], options: SchedulerOptions) -> None:
+    def __init__(
+        self, name: str, site: Site, stages: Sequence[StagePort], options: SchedulerOptions, hang_limit_s: float
+    ) -> None:
         self._name = name
         self._site = site
         self._stages = stages
@@ -68,7 +75,8 @@ class Router:
         self._listener = AsyncListener(name, site, self._on_link)
         self._epoch = 0
         self._step = 0
-        self._results_seen = 0
+        self._step_watch = StepWatch(len(stages), hang_limit_s)
+        self._late = ""
         self._results: asyncio.Future[AsyncLink] = asyncio.get_running_loop().create_future()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,7 +141,7 @@ class Router:
         self._start(self._send_microbatches(downlink))
         self._start(self._receive_results(uplink, downlink))
         self._start(self._desk.report_load())
-        self._start(self._watch_progress())
+        self._start(self._watch_steps())
 
     async def _warm_up(self, downlink: AsyncLink) -> None:
         """Wait for the last stage's link, and measure what steps cost before anybody waits for one."""
@@ -185,6 +193,7 @@ class Router:
             kv_blocks_used=tuple(scheduler.used_blocks),
             kv_blocks_total=tuple(scheduler.total_blocks),
             admission=self._admission_counters(),
+            late=self._late,
         )
 
     def _admission_counters(self) -> AdmissionCounters:
@@ -236,8 +245,8 @@ class Router:
                 result = await uplink.receive()
                 assert isinstance(result, StepResult), f"the last stage sent {type(result).__name__}"
                 assert result.epoch == self._epoch, f"result of epoch {result.epoch}, bound at {self._epoch}"
-                self._results_seen += 1
                 now = asyncio.get_running_loop().time()
+                self._step_watch.came_back(self._scheduler.in_flight_load)
                 emitted = self._scheduler.update(result, now)
                 self._launch(downlink, now)
                 self._desk.deliver(emitted)
@@ -247,14 +256,31 @@ class Router:
         finally:
             uplink.close()
 
-    async def _watch_progress(self) -> None:
-        """A hung stage says nothing and closes nothing: no result in time breaks the pipeline."""
+    async def _watch_steps(self) -> None:
+        """A stage that hangs says nothing and closes nothing. A late one is named, and nothing ends yet."""
+        loop, scheduler = asyncio.get_running_loop(), self._scheduler
         while True:
-            seen, in_flight = self._results_seen, self._scheduler.in_flight
-            deadline_s = STEP_DEADLINE_S * len(self._stages)
-            await asyncio.sleep(deadline_s)
-            if in_flight and self._results_seen == seen:
-                self._break(f"no result for {deadline_s:.0f} s: a stage hangs")
+            await asyncio.sleep(LOOK_S)
+            load = scheduler.in_flight_load if scheduler.in_flight else None
+            pace, waited_s = self._step_watch.look(loop.time(), scheduler.waiting_since_s, load, self._costs.cost)
+            if pace is Pace.FINE:
+                self._late = ""
+            elif not self._late:
+                self._late = await self._name_late(self._step - scheduler.in_flight)
+                log.warning("%s: %s, for %.1f s", self._name, self._late, waited_s)
+            elif pace is Pace.HUNG:
+                self._break(f"{self._late}, for {waited_s:.0f} s")
+                return
+
+    async def _name_late(self, step: int) -> str:
+        """The first stage that is not done with a step, or cannot say; as a sentence."""
+        asked = (asyncio.wait_for(stage.stepped(), NAME_TIMEOUT_S) for stage in self._stages)
+        for index, stepped in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
+            if isinstance(stepped, BaseException):
+                return f"stage {index} does not answer"
+            if stepped <= step:
+                return f"stage {index} is late with step {step}"
+        return f"the result of step {step} does not arrive"
 
     async def _watch(self, index: int, run: Awaitable[str]) -> None:
         """A stage's run ends when its links close, or fails when its process dies."""

@@ -87,6 +87,16 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def in_flight_load(self) -> StepLoad:
+        """What the oldest microbatch in flight holds."""
+        return self._in_flight[0].load
+
+    @property
+    def waiting_since_s(self) -> float:
+        """When the oldest microbatch in flight left, or the result before it came, if that was later."""
+        return max(self._last_result_s, self._in_flight[0].sent_s if self._in_flight else 0.0)
+
+    @property
     def outstanding_tokens(self) -> int:
         """Known tokens not yet sent down the pipe, and tokens that may still be generated, over all sequences."""
         return self._roster.outstanding_tokens

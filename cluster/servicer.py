@@ -102,6 +102,7 @@ class Servicer(pb_grpc.ServingServicer):
         except ConnectionError as error:
             raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         return pb.GetStatsResponse(
+            late=stats.late,
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
             gateways=[pb.GatewayStats(**asdict(gateway)) for gateway in stats.gateways],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],

@@ -61,6 +61,8 @@ class ServiceSpec:
     """Threads of a stage's step, on the CPU."""
     entrance: Entrance
     """Where and how the gateway lets users in."""
+    hang_limit_s: float
+    """A step, or an answer of the router, that takes longer breaks the pipeline."""
     link_silence_s: float
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str

@@ -58,6 +58,8 @@ class StageRun:
         self._upstream: Link | None = None
         self._downstream: Link | None = None
         self._reason: str | None = None
+        self.stepped = 0
+        """Steps that the stage is done with."""
         self._handed_over = 0
         """Outputs given to the send thread, counted by the step loop; ..."""
         self._sent = 0
@@ -135,6 +137,7 @@ class StageRun:
             log.exception("%s failed at epoch %d, step %d", self._name, microbatch.epoch, microbatch.step)
             self.end(f"step {microbatch.step}: {one_line(error)}")
             raise ChannelClosed from None
+        self.stepped += 1
         small = isinstance(output, StepResult) or output.nbytes <= SMALL_BYTES
         if small and self._sent == self._handed_over:  # nobody else sends, and nothing is overtaken
             _send_output(downstream, microbatch, output)

@@ -87,6 +87,8 @@ class RouterCounters:
     kv_blocks_total: tuple[int, ...]
     """KV blocks that there are, one entry a window class."""
     admission: AdmissionCounters
+    late: str
+    """Which stage takes far longer than such a step does here; empty where none does."""
 
 
 REFUSAL_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, math.inf)
@@ -115,6 +117,8 @@ class ServiceStats:
     """One reading of all of them."""
 
     processes: tuple[ProcessFacts, ...]
+    late: tuple[str, ...]
+    """Parts that do not answer, or stages that are late, a line each."""
     gateways: tuple[GatewayCounters, ...]
     stages: tuple[StageCounters, ...]
     routers: tuple[RouterCounters, ...]

@@ -172,6 +172,11 @@ class StageWorker:
         name = self._name.removeprefix("stage-")
         return StageCounters(name=name, busy_ns=done.busy_ns, steps=done.steps, tokens=done.tokens)
 
+    def stepped(self) -> int:
+        """Steps that are done at the bound epoch."""
+        run = self._run
+        return 0 if run is None else run.stepped
+
     def close(self) -> None:
         """End a run, wait for it, and free the sockets."""
         with self._changed:

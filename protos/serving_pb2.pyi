@@ -223,16 +223,18 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("processes", "stages", "routers", "gateways")
+    __slots__ = ("processes", "stages", "routers", "gateways", "late")
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     GATEWAYS_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     processes: _containers.RepeatedCompositeFieldContainer[ProcessStats]
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     routers: _containers.RepeatedCompositeFieldContainer[RouterStats]
     gateways: _containers.RepeatedCompositeFieldContainer[GatewayStats]
-    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ...) -> None: ...
+    late: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ..., late: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("role", "name", "node", "pid", "start_time_s", "cpu_s")
@@ -273,7 +275,7 @@ class StageStats(_message.Message):
     def __init__(self, name: _Optional[str] = ..., busy_ns: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class RouterStats(_message.Message):
-    __slots__ = ("name", "microbatches", "tokens", "prompt_tokens", "completion_tokens", "preemptions", "waiting", "running", "in_flight_microbatches", "kv_blocks_used", "kv_blocks_total", "admission")
+    __slots__ = ("name", "microbatches", "tokens", "prompt_tokens", "completion_tokens", "preemptions", "waiting", "running", "in_flight_microbatches", "kv_blocks_used", "kv_blocks_total", "admission", "late")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +288,7 @@ class RouterStats(_message.Message):
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     microbatches: int
     tokens: int
@@ -298,7 +301,8 @@ class RouterStats(_message.Message):
     kv_blocks_used: _containers.RepeatedScalarFieldContainer[int]
     kv_blocks_total: _containers.RepeatedScalarFieldContainer[int]
     admission: AdmissionStats
-    def __init__(self, name: _Optional[str] = ..., microbatches: _Optional[int] = ..., tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., in_flight_microbatches: _Optional[int] = ..., kv_blocks_used: _Optional[_Iterable[int]] = ..., kv_blocks_total: _Optional[_Iterable[int]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ...) -> None: ...
+    late: str
+    def __init__(self, name: _Optional[str] = ..., microbatches: _Optional[int] = ..., tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., in_flight_microbatches: _Optional[int] = ..., kv_blocks_used: _Optional[_Iterable[int]] = ..., kv_blocks_total: _Optional[_Iterable[int]] = ..., admission: _Optional[_Union[AdmissionStats, _Mapping]] = ..., late: _Optional[str] = ...) -> None: ...
 
 class AdmissionStats(_message.Message):
     __slots__ = ("refused_queue_full", "refused_queue_wait", "refused_deadline", "estimated_wait_s", "seats", "decode_step_s", "max_step_s", "prompt_row_s")

@@ -168,6 +168,7 @@ def tiny_model(*, context: int = CONTEXT, tokenizer: Tokenizer | None = None) ->
 
 async def fake_stats() -> ServiceStats:
     return ServiceStats(
+        late=("router-0 has not answered for 6 s",),
         processes=(ProcessFacts(role="gateway", name="0", node="n", pid=7, start_time_s=1.5, cpu_s=0.25),),
         gateways=(GatewayCounters(name="0"),),
         stages=(StageCounters(name="0.1", busy_ns=5, steps=3, tokens=9),),
@@ -194,6 +195,7 @@ async def fake_stats() -> ServiceStats:
                     max_step_s=0.375,
                     prompt_row_s=None,
                 ),
+                late="",
             ),
         ),
     )

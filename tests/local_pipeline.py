@@ -47,6 +47,9 @@ class LocalStage:
     async def bind(self, *arguments):
         await asyncio.get_running_loop().run_in_executor(self._threads, self.worker.bind, *arguments)
 
+    async def stepped(self):
+        return self.worker.stepped()
+
     async def run(self, epoch):
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.worker.run, epoch)
 
@@ -91,6 +94,7 @@ class LocalPipeline:
         context: int | None = None,
         max_batch_tokens: int = 256,
         max_waiting: int = 64,
+        hang_limit_s: float = 45.0,
         **limits: object,
     ) -> None:
         self._config = ModelConfig.load(folder)
@@ -110,6 +114,7 @@ class LocalPipeline:
         self.options = SchedulerOptions(
             layout=layout, context=context, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting, **limits
         )
+        self.hang_limit_s = hang_limit_s
         self._numbers = itertools.count()
 
     async def __aenter__(self) -> LocalPipeline:
@@ -133,7 +138,7 @@ class LocalPipeline:
 
     def make_router(self, name: str) -> Router:
         stages = [LocalStage(worker, self._threads) for worker in self.workers]
-        return Router(name, self.site, stages, self.options)
+        return Router(name, self.site, stages, self.options, self.hang_limit_s)
 
     def _worker(self, index: int, span: range) -> StageWorker:
         def load(on_progress):

@@ -55,9 +55,7 @@ async def test_another_secret_is_refused_and_not_told(folder, node, wrong, caplo
         honest = await dial(listener.address, node=node)
         await accepted.get()
         honest.close()
-    assert [record.getMessage() for record in caplog.records] == [
-        "door refused a dialler: 'mallory' has another secret"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["door refused a dialler: mallory has another secret"]
 
 
 async def test_another_protocol_is_refused_on_both_sides(folder, caplog):

@@ -13,7 +13,7 @@ from tramontane.cluster import cli
 OPTIONS = {
     "serve": {"--stages", "--split", "--name", "--host", "--port", "--insecure", "--dtype", "--quantize", "--device"}
     | {"--kv-memory", "--kv-length", "--chunk", "--max-batch-tokens", "--max-context", "--max-waiting"}
-    | {"--max-queue-wait", "--max-running", "--max-step"}
+    | {"--hang-limit", "--max-queue-wait", "--max-running", "--max-step"}
     | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
     | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"}
     | {"--link-silence"},

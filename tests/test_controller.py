@@ -98,7 +98,14 @@ class FakeRouter:
     async def stats(self):
         counters = {field.name: 0 for field in fields(RouterCounters) if field.type == "int"}
         return (
-            RouterCounters(name="0", kv_blocks_used=(0,), kv_blocks_total=(8,), admission=None, **counters),
+            RouterCounters(
+                name="0",
+                kv_blocks_used=(0,),
+                kv_blocks_total=(8,),
+                admission=None,
+                late="stage 1 is late with step 7",
+                **counters,
+            ),
             process_facts("router", "0", "n"),
         )
 
@@ -168,6 +175,7 @@ def spec(folder) -> ServiceSpec:
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),
+        hang_limit_s=45.0,
         link_silence_s=45.0,
         log_level="info",
     )
@@ -282,6 +290,7 @@ async def test_stats_come_from_those_who_answer(spec) -> None:
     stats = await controller.stats()
     assert [process.role for process in stats.processes] == ["controller", "gateway", "router", "stage"]
     assert [stage.name for stage in stats.stages] == ["0.0"]
+    assert stats.late == ("stage 1 is late with step 7",)
     await controller.stop()
 
 

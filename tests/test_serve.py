@@ -49,6 +49,7 @@ OPTIONS = ServeOptions(
     threads=None,
     address=None,
     detach=False,
+    hang_limit=45,
     link_silence=45,
     log_level="info",
     as_json=False,

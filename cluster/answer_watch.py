@@ -1,0 +1,36 @@
+"""Whether a part answers at all: one that is stopped closes nothing, and Ray never tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+ASK_EVERY_S, ANSWER_TIMEOUT_S = 1.0, 2.0
+LATE_AFTER_S = 5.0
+STOPPED_S = 3 * (ASK_EVERY_S + ANSWER_TIMEOUT_S)
+"""A look that comes so long after the one before shows that the watcher itself was stopped."""
+
+
+async def watch_answers(ask: Callable[[], Awaitable[object]], on_silence: Callable[[float], Awaitable[bool]]) -> None:
+    """Ask a part again and again. `on_silence` hears for how long it has not answered, 0 once it does.
+
+    Ends when `on_silence` says False, or when asking fails: a part that is gone is noticed elsewhere.
+    """
+    loop = asyncio.get_running_loop()
+    answered_s = looked_s = loop.time()
+    while True:
+        try:
+            await asyncio.wait_for(ask(), ANSWER_TIMEOUT_S)
+            answered_s = loop.time()
+        except TimeoutError:
+            pass
+        except Exception:
+            return
+        now = loop.time()
+        if now - looked_s > STOPPED_S:
+            answered_s = now
+        looked_s = now
+        silent_s = now - answered_s
+        if not await on_silence(silent_s if silent_s > LATE_AFTER_S else 0.0):
+            return
+        await asyncio.sleep(ASK_EVERY_S)
