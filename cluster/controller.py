@@ -109,9 +109,11 @@ class Controller:
 
     async def stats(self) -> ServiceStats:
         """Counters of every part that answers in time."""
-        gateways = await _answers([self._gateway.stats()] if self._gateway is not None else [])
-        routers = await _answers([self._router.stats()] if self._router is not None else [])
-        stages = await _answers([stage.stats() for stage in self._stages])
+        gateways, routers, stages = await asyncio.gather(
+            _answers([self._gateway.stats()] if self._gateway is not None else []),
+            _answers([self._router.stats()] if self._router is not None else []),
+            _answers([stage.stats() for stage in self._stages]),
+        )
         return ServiceStats(
             processes=(
                 self._process_facts(),
