@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.parametrize(("role", "name", "says"), [("stage", "0.1", "stage 1"), ("router", "0", "router-0")])
 def test_a_part_that_is_stopped_for_good_is_late_and_then_hangs(role: str, name: str, says: str) -> None:
-    service = Service("--stages", "2", "--hang-limit", "15", "--link-silence", "15")
+    service = Service("--stages", "2", "--hang-limit", "15", "--link-silence", "30")
     pid, ended = 0, []
     try:
         with Client(service.target, ClientOptions(wait=False)) as client:
