@@ -13,6 +13,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from service import Service, eventually
 
 from tramontane.client import Client, ClientOptions, HealthStatus, StatusError
+from tramontane.stages.checkpoint import Checkpoint
+from tramontane.stages.config import ModelConfig
 
 pytestmark = pytest.mark.ray
 
@@ -50,6 +52,29 @@ def kill_controller(client: Client) -> None:
         return len(processes) == 4 and dead not in {process.pid for process in processes}
 
     eventually(answers, 60)
+
+
+def flip_in_the_middle(folder: Path, name: str) -> None:
+    """One bit of a tensor, far from its first and last bytes."""
+    tensor = Checkpoint.open(folder, ModelConfig.load(folder)).tensors[name]
+    with tensor.file.open("r+b") as stream:
+        stream.seek(tensor.start + tensor.size // 2)
+        (byte,) = stream.read(1)
+        stream.seek(tensor.start + tensor.size // 2)
+        stream.write(bytes([byte ^ 1]))
+
+
+def test_a_bit_in_the_middle_of_a_tensor_makes_another_version(folder: Path) -> None:
+    versions = set()
+    for _ in range(2):
+        running = Service(str(folder), "--stages", "1")
+        try:
+            with Client(running.target) as client:
+                versions.add(client.models()[0].version)
+        finally:
+            assert running.end() == 0, running.output
+        flip_in_the_middle(folder, "model.embed_tokens.weight")
+    assert len(versions) == 2
 
 
 def test_what_was_loaded_is_served_whatever_becomes_of_the_folder(folder: Path, tmp_path: Path) -> None:
