@@ -15,15 +15,19 @@ def content(text: str) -> dict:
     return {"choices": [{"text": text, "finish_reason": None}]}
 
 
-def end(reason: str = "length", **usage: int) -> dict:
+def end(reason: str = "length", **usage: object) -> dict:
     return {"choices": [{"text": "", "finish_reason": reason}], "usage": usage}
 
 
 class FakeOpenAI:
-    """Sends each completion the next of `scripts`: events (or seconds to wait) as server-sent events, or a status."""
+    """Sends each completion the next of `scripts`: events (or seconds to wait) as server-sent events, a status with an
+    error, or a status with a body. `listing` answers for the models, where it is set.
+    """
 
-    def __init__(self) -> None:
-        self.scripts: deque[list[dict | float | str] | int] = deque()
+    def __init__(self, owner: str | None = None) -> None:
+        self.owner = owner
+        self.listing: tuple[int, str] | None = None
+        self.scripts: deque[list[dict | float | str] | int | tuple[int, str]] = deque()
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.peers: list[object] = []
@@ -31,7 +35,10 @@ class FakeOpenAI:
 
     async def models(self, request: web.Request) -> web.Response:
         self.headers.append(dict(request.headers))
-        return web.json_response({"data": [{"id": "tiny"}, {"id": "other"}]})
+        if self.listing is not None:
+            return web.Response(status=self.listing[0], text=self.listing[1])
+        owned = {} if self.owner is None else {"owned_by": self.owner}
+        return web.json_response({"data": [{"id": "tiny", **owned}, {"id": "other", **owned}]})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
@@ -40,6 +47,8 @@ class FakeOpenAI:
         script = self.scripts.popleft() if self.scripts else [content("a"), content("b"), end(completion_tokens=2)]
         if isinstance(script, int):
             return web.json_response({"error": {"message": "no"}}, status=script)
+        if isinstance(script, tuple):
+            return web.Response(status=script[0], text=script[1], content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         try:

@@ -26,7 +26,7 @@ FAST = ["--words", "--output-tokens", "8", "--warmup", "0s", "--no-ceiling", "--
 SPOILED = 4
 
 TARGET = {"--target", "--model", "--tls", "--ca", "--cert", "--key", "--token-file", "--chat", "--connections"}
-TARGET |= {"--timeout", "--workers", "--drain", "--objective", "--server-name", "--clear-token"}
+TARGET |= {"--timeout", "--workers", "--drain", "--objective", "--server-name", "--clear-token", "--send"}
 CHECKING = {"--fault", "--alone", "--texts", "--ceiling"}
 OUTPUT = {"--out", "--save-texts", "--json", "--quiet"}
 WORKLOAD = {"--prompt-tokens", "--output-tokens", "--text", "--prompts", "--words", "--characters-per-token"}
@@ -38,7 +38,7 @@ OPTIONS = {
     | WORKLOAD
     | {"--rate", "--arrivals", "--burstiness", "--steps", "--ramp", "--users", "--duration", "--warmup"},
     "sweep": LOADS | WORKLOAD | {"--from", "--to", "--tolerance", "--duration", "--warmup"},
-    "replay": LOADS | {"--speed", "--warmup", "--seed", "--characters-per-token"},
+    "replay": LOADS | {"--speed", "--timestamps", "--warmup", "--seed", "--characters-per-token"},
     "soak": LOADS | WORKLOAD | {"--rate", "--duration", "--warmup"},
     "compare": {"--threshold", "--json"},
 }

@@ -29,6 +29,7 @@ class GrpcTarget:
             tls=_tls(options) if options.encrypts else None,
             token=options.read_token(),
             clear_token=options.clear_token,
+            # Nothing is sent twice behind the measurement's back: no retry, no waiting.
             attempts=1,
             wait=False,
         )
@@ -97,6 +98,13 @@ class GrpcTarget:
             return ended(error.code.name, error.message)
         except ProtocolError as error:
             return ended(PROTOCOL, error.message)
+
+    async def count_tokens(self, text: str) -> int | None:
+        """By the model's own tokenizer."""
+        try:
+            return len(await self._client.tokenize(text, model=self._model))
+        except StatusError:
+            return None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """As the continuation of some text."""

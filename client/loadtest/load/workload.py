@@ -10,16 +10,19 @@ number 7 repeats number 1: same prompt, same options, same seed, hence the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from tramontane.client.loadtest.load.corpus import Prompt, RandomIds, Source, SyntheticText, TextFile
-from tramontane.client.loadtest.load.fitting import DEFAULT_LENGTH, fitted, fitting
+from tramontane.client.loadtest.load.counting import Counts, counted, most_tokens, uncertain
+from tramontane.client.loadtest.load.fitting import DEFAULT_LENGTH, fitted, fitting, needed
 from tramontane.client.loadtest.load.lengths import Lengths
 from tramontane.client.loadtest.load.misbehaviour import check_shares, misbehave
 from tramontane.client.loadtest.load.prompt_file import PromptFile
 from tramontane.client.loadtest.load.streams import Stream, generator
 from tramontane.client.loadtest.plan import Ask
+from tramontane.client.loadtest.texts import unsendable
 
 Made: TypeAlias = RandomIds | SyntheticText | TextFile
 """Sources that make prompts of any length."""
@@ -29,6 +32,7 @@ SEED_BITS = 31
 """Of a request's seed: it fits the narrowest field among servers."""
 MAX_HELD = 200_000_000
 """Tokens of a plan's different prompts together: about 1.6 GB of ids."""
+NOTHING_COUNTED: Counts = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +69,58 @@ class Workload:
             raise ValueError(
                 f"prefixes is {self.prefixes} and prefix_tokens {self.prefix_tokens}; both must be above 0, or both 0"
             )
+        for stop in self.stop:
+            if problem := unsendable(stop):
+                raise ValueError(f"stop {problem}, which cannot be sent")
         if not 0 <= self.pause_s <= 3600:
             raise ValueError(f"pause_s is {self.pause_s:g}; it must lie in 0 .. 3,600")
 
 
+def texts_to_count(workload: Workload, seed: int, context: int | None) -> list[str]:
+    """What the server's tokenizer must count before it is known which of a file's prompts fit."""
+    if not isinstance(workload.source, PromptFile):
+        return []
+    prefixes = _file_prefixes(workload, workload.source, seed)
+    before = max(map(most_tokens, prefixes), default=0)
+    open_tail = workload.completion is not None and workload.completion.maximum is None
+    room = context or 0 if open_tail else 0  # all of it may be asked for, so that all prompts must be counted
+    prompts = (
+        (given.prompt, max(before + needed(given, workload.completion), room)) for given in workload.source.prompts
+    )
+    return uncertain([*prompts, *((prefix, context or 0) for prefix in prefixes)], context)
+
+
+def fitted_to(
+    workload: Workload, seed: int, *, vocabulary: int | None, context: int | None, counts: Counts = NOTHING_COUNTED
+) -> Workload:
+    """The workload with those prompts of its file alone that the model can be asked.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(workload.source, PromptFile):
+        return workload
+    prefixes = _file_prefixes(workload, workload.source, seed)
+    file = fitting(
+        workload.source,
+        workload.completion,
+        max((counted(prefix, counts, workload.prefix_tokens) for prefix in prefixes), default=0),
+        vocabulary=vocabulary,
+        context=context,
+        counts=counts,
+        text_only=bool(prefixes),
+    )
+    return replace(workload, source=file)
+
+
 def make_asks(
-    workload: Workload, count: int, seed: int, *, vocabulary: int | None, context: int | None
+    workload: Workload,
+    count: int,
+    seed: int,
+    *,
+    vocabulary: int | None,
+    context: int | None,
+    counts: Counts = NOTHING_COUNTED,
 ) -> tuple[Ask, ...]:
     """Requests 0 .. count - 1.
 
@@ -79,11 +129,12 @@ def make_asks(
     Raises:
         ValueError: lengths do not fit the context, the source cannot make a prompt, or the plan is too large.
     """
+    workload = fitted_to(workload, seed, vocabulary=vocabulary, context=context, counts=counts)
     if not 0 <= count <= MAX_REQUESTS:
         raise ValueError(f"requests are {count:,}; they must be 0 .. {MAX_REQUESTS:,}")
     different = count if workload.distinct is None else min(count, workload.distinct)
     if isinstance(workload.source, PromptFile):
-        drafts = _read(workload, workload.source, different, seed, vocabulary, context)
+        drafts = _read(workload, workload.source, different, seed, context, counts)
     else:
         drafts = _made(workload, workload.source, different, seed, vocabulary, context)
     seeds = generator(seed, Stream.SEEDS).integers(0, 1 << SEED_BITS, different).tolist()
@@ -104,6 +155,12 @@ def make_asks(
             )
         )
     return misbehave(asks, workload.misbehave, seed, pause_s=workload.pause_s, vocabulary=vocabulary, context=context)
+
+
+def notes(workload: Workload) -> tuple[str, ...]:
+    """What the report must say of the workload's file: what was passed over, and what was not read."""
+    file = workload.source
+    return (*file.notes, *file.passed_over.sentences(file.name)) if isinstance(file, PromptFile) else ()
 
 
 def describe(workload: Workload) -> str:
@@ -166,25 +223,28 @@ def _made(
 
 
 def _read(
-    workload: Workload, file: PromptFile, count: int, seed: int, vocabulary: int | None, context: int | None
+    workload: Workload, file: PromptFile, count: int, seed: int, context: int | None, counts: Counts
 ) -> list[_Draft]:
-    """The file's prompts in an order drawn from the seed, over and over."""
-    _check_ids(file, vocabulary, workload.prefixes)
+    """The file's prompts, all of which fit, in an order drawn from the seed, over and over."""
     _check_held(count * workload.prefix_tokens)
     completion = workload.completion
-    usable = fitting(file, completion, workload.prefix_tokens, context)
-    order = generator(seed, Stream.ORDER).permutation(len(usable)).tolist()
+    order = generator(seed, Stream.ORDER).permutation(len(file.prompts)).tolist()
     lengths = None if completion is None else completion.sample(generator(seed, Stream.COMPLETION_LENGTHS), count)
-    prefixes = _prefixes(workload, SyntheticText(file.characters_per_token), seed, vocabulary)
+    prefixes = _file_prefixes(workload, file, seed)
+    before = max((counted(prefix, counts, workload.prefix_tokens) for prefix in prefixes), default=0)
     drafts = []
     for number in range(count):
-        given = usable[order[number % len(usable)]]
+        given = file.prompts[order[number % len(file.prompts)]]
         max_tokens = lengths[number] if lengths else given.max_tokens or DEFAULT_LENGTH.tokens
         if context is not None:
-            max_tokens = min(max_tokens, context - workload.prefix_tokens - given.tokens)  # an open tail
+            max_tokens = min(max_tokens, context - before - given.tokens)  # an open tail
         said = completion is not None or given.max_tokens is not None
         drafts.append(_Draft(_prefixed(prefixes, number, given.prompt), max_tokens, said))
     return drafts
+
+
+def _file_prefixes(workload: Workload, file: PromptFile, seed: int) -> tuple[Prompt, ...]:
+    return _prefixes(workload, SyntheticText(file.characters_per_token), seed, None)
 
 
 def _prefixes(workload: Workload, source: Source, seed: int, vocabulary: int | None) -> tuple[Prompt, ...]:
@@ -203,16 +263,6 @@ def _prefixed(prefixes: Sequence[Prompt], number: int, prompt: Prompt) -> Prompt
         return f"{prefix} {prompt}"
     assert not isinstance(prompt, str), f"prompt {number} is text, its prefix ids"
     return prefix + prompt
-
-
-def _check_ids(file: PromptFile, vocabulary: int | None, prefixes: int) -> None:
-    for given in file.prompts:
-        if isinstance(given.prompt, str):
-            continue
-        if prefixes:
-            raise ValueError(f"{file.name} holds prompts of token ids; prefixes, here {prefixes}, go before text only")
-        if vocabulary is not None and (highest := max(given.prompt)) >= vocabulary:
-            raise ValueError(f"{file.name} holds token id {highest}; it must be below the vocabulary, {vocabulary}")
 
 
 def _check_held(tokens: int) -> None:

@@ -1,0 +1,32 @@
+"""Asks the server's tokenizer how long texts are, before a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+AT_ONCE = 16
+
+
+class Tokenizer(Protocol):
+    """What counting needs of a `Target`."""
+
+    async def count_tokens(self, text: str) -> int | None:
+        """See `Target`."""
+
+
+async def count_tokens(texts: Sequence[str], server: Tokenizer) -> dict[str, int]:
+    """The tokens of each text that the server counts; a text that it does not count is left out."""
+    waiting, counts = iter(texts), dict[str, int]()
+
+    async def ask_on() -> None:
+        for text in waiting:
+            tokens = await server.count_tokens(text)
+            if tokens is not None:
+                counts[text] = tokens
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(ask_on())
+    return counts
