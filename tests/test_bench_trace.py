@@ -7,11 +7,12 @@ import json
 import pytest
 
 from tramontane.client.loadtest.load import trace
+from tramontane.client.loadtest.load.asks import make_asks
 from tramontane.client.loadtest.load.corpus import RandomIds
 from tramontane.client.loadtest.load.lengths import Fixed
 from tramontane.client.loadtest.load.recorded_times import Unit
 from tramontane.client.loadtest.load.trace import read_trace, replay
-from tramontane.client.loadtest.load.workload import Workload, make_asks
+from tramontane.client.loadtest.load.workload import Workload
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import Record
 from tramontane.client.loadtest.report.request_log import RequestLine, request_line

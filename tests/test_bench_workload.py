@@ -10,19 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest.load import workload as workload_module
+from tramontane.client.loadtest.load import asks as asks_module
+from tramontane.client.loadtest.load.asks import fitted_to, make_asks, texts_to_count
 from tramontane.client.loadtest.load.corpus import RandomIds, SyntheticText, TextFile
 from tramontane.client.loadtest.load.fitting import fitted
 from tramontane.client.loadtest.load.lengths import Fixed, LogNormal, Uniform
 from tramontane.client.loadtest.load.prompt_file import Given, PromptFile
-from tramontane.client.loadtest.load.workload import (
-    Workload,
-    describe,
-    fitted_to,
-    make_asks,
-    notes,
-    texts_to_count,
-)
+from tramontane.client.loadtest.load.workload import Workload, describe, notes
 from tramontane.client.loadtest.plan import Ask, Conduct
 
 VOCABULARY = 64
@@ -290,7 +284,7 @@ def test_what_makes_no_workload_is_refused(make, message):
 
 
 def test_a_plan_too_large_for_memory_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(workload_module, "MAX_HELD", 1000)
+    monkeypatch.setattr(asks_module, "MAX_HELD", 1000)
     workload = Workload(prompt=Fixed(10), completion=Fixed(1), prefixes=1, prefix_tokens=10)
     assert asks_of(workload, 50)
     with pytest.raises(

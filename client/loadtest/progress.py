@@ -29,7 +29,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(printable(text), style="dim", markup=False)
+        self._console.print(printable(text), style="dim", markup=False, soft_wrap=True)
 
     @contextmanager
     def watching(self, plan: Plan, pace: Pace, records: list[Record]) -> Iterator[None]:

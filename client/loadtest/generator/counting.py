@@ -17,7 +17,11 @@ class Tokenizer(Protocol):
 
 
 async def count_tokens(texts: Sequence[str], server: Tokenizer) -> dict[str, int]:
-    """The tokens of each text that the server counts; a text that it does not count is left out."""
+    """The tokens of each text; one that the server cannot count is left out.
+
+    Raises:
+        ConnectionError: the server does not answer.
+    """
     waiting, counts = iter(texts), dict[str, int]()
 
     async def ask_on() -> None:
@@ -26,7 +30,11 @@ async def count_tokens(texts: Sequence[str], server: Tokenizer) -> dict[str, int
             if tokens is not None:
                 counts[text] = tokens
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(ask_on())
+    asking = [asyncio.create_task(ask_on()) for _ in range(AT_ONCE)]
+    try:
+        await asyncio.gather(*asking)
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
     return counts

@@ -100,7 +100,11 @@ class Target(Protocol):
         """Send one request and read it to its end. Every outcome is an answer; only cancellation raises."""
 
     async def count_tokens(self, text: str) -> int | None:
-        """How many tokens a prompt of this text has, its BOS included; None where the server cannot say."""
+        """How many tokens a prompt of this text has, its BOS included; None where the server cannot say.
+
+        Raises:
+            ConnectionError: it does not answer.
+        """
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """The text that the ids print as a continuation; None where the server cannot say."""

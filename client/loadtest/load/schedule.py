@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tramontane.client.loadtest.load import arrivals
+from tramontane.client.loadtest.load.asks import NOTHING_COUNTED, fitted_to, make_asks, texts_to_count
 from tramontane.client.loadtest.load.counting import Counts
 from tramontane.client.loadtest.load.trace import Recording, replay
-from tramontane.client.loadtest.load.workload import (
-    NOTHING_COUNTED,
-    Workload,
-    fitted_to,
-    make_asks,
-    notes,
-    texts_to_count,
-)
+from tramontane.client.loadtest.load.workload import Workload, notes
 from tramontane.client.loadtest.plan import Load, Plan
 from tramontane.client.loadtest.result import TargetInfo
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tramontane.client.loadtest.load.asks import MAX_HELD, MAX_REQUESTS, NOTHING_COUNTED, SEED_BITS
 from tramontane.client.loadtest.load.corpus import CHARACTERS_PER_TOKEN, Prompt, RandomIds, SyntheticText
 from tramontane.client.loadtest.load.counting import Counts, counted, uncertain
 from tramontane.client.loadtest.load.entries import read_entries
@@ -40,7 +41,6 @@ from tramontane.client.loadtest.load.recorded_times import (
     unit_of,
 )
 from tramontane.client.loadtest.load.streams import Stream, generator
-from tramontane.client.loadtest.load.workload import MAX_HELD, MAX_REQUESTS, NOTHING_COUNTED, SEED_BITS
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.texts import mended, unsendable
 
