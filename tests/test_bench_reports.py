@@ -271,6 +271,13 @@ def test_a_sweep_that_ended_in_an_invalid_level_does_not_call_its_best_rate_the_
     assert said == "Every objective held up to 16 requests/s; the highest that was tried."
 
 
+def test_a_sweep_whose_objectives_held_while_requests_piled_up_says_so(many):
+    last = many.levels[2]
+    kept = tuple(replace(each, met=True) for each in last.objectives)
+    piled = replace(many, levels=(*many.levels[:2], replace(last, objectives=kept, stationary=False)))
+    assert sweep_verdict(piled)[1] == "Every objective held up to 16 requests/s; at 24 open requests piled up."
+
+
 def test_a_sweep_of_which_nothing_is_known_says_why(many):
     found = (Finding(severity=Severity.INVALID, text="nothing is known from 4 requests/s on: too late"),)
     ended = replace(many, levels=many.levels[:1], best_rate=None, first_missed_rate=None, findings=found)

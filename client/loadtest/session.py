@@ -97,7 +97,7 @@ class Session:
         """How many tokens each text is to the server; none of them where it has no tokenizer to ask."""
         new = [text for text in texts if text not in self._counts] if self.info.has_tokenizer else []
         if new and self.info.kind == "grpc":
-            self._progress.say(f"counting the tokens of {len(new):,} prompts")
+            self._progress.say(f"counting the tokens of {len(new):,} text{'s' * (len(new) > 1)}")
             self._counts |= await count_tokens(new, self._target)
         return self._counts
 

@@ -98,7 +98,8 @@ def latency(latencies: dict[str, Distribution]) -> Section:
     for measure in MEASURES:
         if measure in latencies:
             rows += _quantile_rows(measure, latencies[measure])
-    note = "Below each quantile its 95 % confidence interval. One with fewer than 10 samples beyond it is left out."
+    note = "Below each quantile, where there is room, its 95 % confidence interval. "
+    note += "One with fewer than 10 samples beyond it is left out."
     return Section(title="Latency, ms", columns=_QUANTILE_HEADS, rows=tuple(rows), note=note)
 
 

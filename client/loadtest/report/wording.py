@@ -169,7 +169,10 @@ def _because(worst: Severity, findings: Sequence[Finding]) -> str:
 def _beyond(sweep: SweepResult, best_rate: float) -> str:
     """What is known of rates above the best one."""
     if sweep.first_missed_rate is not None:
-        return f"at {sweep.first_missed_rate:.4g} one was missed"
+        at_it = next((level for level in sweep.levels if level.load.rate == sweep.first_missed_rate), None)
+        piled_up = at_it is not None and all(kept.met for kept in at_it.objectives)
+        what = "open requests piled up" if piled_up else "one was missed"
+        return f"at {sweep.first_missed_rate:.4g} {what}"
     unknown = next((level for level in sweep.levels if (level.load.rate or 0.0) > best_rate), None)
     if unknown is None:
         return "the highest that was tried"
