@@ -362,8 +362,9 @@ def test_a_reader_who_leaves_does_not_change_the_exit_status(server, tmp_path, l
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_readers_leaving_before_the_end_is_survived(server, tmp_path):
-    process = start("run", *to(server), *FAST, "--users", "1", "--duration", "1s", "--out", tmp_path)
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_readers_leaving_before_the_end_is_survived(server, tmp_path, form):
+    process = start("run", *to(server), *FAST, "--users", "1", "--duration", "1s", "--out", tmp_path, *form)
     process.stdout.close()
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")

@@ -24,6 +24,7 @@ def read(*pieces: bytes) -> list[Event]:
         (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
         (b"event: add\ndata: 73857293\n\nevent: lost\n\ndata: x\n\n", [Event(b"add", b"73857293"), b"x"]),
         (b"retry: 3\nwhatever: 7\n: \n\n", []),
+        (b"data: one\r\ndata: two\r\n\r\n", [b"one\ntwo"]),
         (
             b"\xef\xbb\xbfdata: after a mark\r\n\r\ndata: by CR\r\rdata: by all\r\n\n",
             [b"after a mark", b"by CR", b"by all"],
