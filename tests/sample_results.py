@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.judging.quantiles import distribution, grouped_distribution
 from tramontane.client.loadtest.plan import Load
 from tramontane.client.loadtest.result import (
@@ -14,7 +15,6 @@ from tramontane.client.loadtest.result import (
     Checks,
     Counts,
     FaultReport,
-    Finding,
     GeneratorLag,
     Machine,
     Objective,
@@ -24,7 +24,6 @@ from tramontane.client.loadtest.result import (
     Samples,
     Second,
     ServerView,
-    Severity,
     Stall,
     SweepResult,
     TargetInfo,

@@ -7,14 +7,15 @@ from dataclasses import replace
 import fake_server
 import pytest
 
+from tramontane.client.loadtest.finding import Severity
 from tramontane.client.loadtest.generator.asking_again import Server, ask_again
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import Answer, TargetOptions
 from tramontane.client.loadtest.judging.agreement import across_levels, first_difference, identity, pair
 from tramontane.client.loadtest.judging.checks import check, disagreement, findings_of_checks
 from tramontane.client.loadtest.plan import Ask, Conduct
-from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
-from tramontane.client.loadtest.result import Checks, Severity
+from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, STREAM_ERROR, UNREADABLE, Record
+from tramontane.client.loadtest.result import Checks
 from tramontane.protos import serving_pb2
 
 EOS = 2
@@ -229,7 +230,10 @@ async def test_a_wrong_text_is_shown_where_it_goes_wrong():
 
 @pytest.mark.parametrize(
     ("status", "accepted"),
-    [("INVALID_ARGUMENT", 0), ("HTTP_422", 0), ("UNAVAILABLE", 0), (OK, 1), ("INTERNAL", 1), (PROTOCOL, 1)],
+    [
+        *(("INVALID_ARGUMENT", 0), ("HTTP_422", 0), (STREAM_ERROR, 0), ("UNAVAILABLE", 0), ("HTTP_429", 0)),
+        *(("RESOURCE_EXHAUSTED", 0), (UNREADABLE, 0), (OK, 1), ("INTERNAL", 1), (PROTOCOL, 1)),
+    ],
 )
 async def test_what_cannot_be_served_must_be_refused(status, accepted):
     found = await checked(asks_for("", conduct=Conduct.BAD), [answered(0, (), "", status=status)])

@@ -9,11 +9,11 @@ from results_from_records import result_of
 from simulated_queue import open_load, queue
 
 from tramontane.client.loadtest.cli import bench
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.judging.compare import Verdict, compare, verdict
 from tramontane.client.loadtest.judging.objectives import parse_objective
 from tramontane.client.loadtest.judging.resampling import BLOCKS, RERUNS, blocks_of, draws, rerun_quantiles, rerun_sums
 from tramontane.client.loadtest.report.json_report import to_json
-from tramontane.client.loadtest.result import Finding, Severity
 
 LOAD = open_load(66.0, 6.0, rate=10.0)
 RATE, SERVERS, USE = 10.0, 4, 0.5

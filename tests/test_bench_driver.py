@@ -11,7 +11,7 @@ from scripted_target import Scripted, closed_plan, drive_to_end, open_plan
 
 from tramontane.client.loadtest.generator.driver import LEAVE_AT_ONCE_S, Pace, drive
 from tramontane.client.loadtest.plan import Conduct
-from tramontane.client.loadtest.record import CUT, LEFT, OK, PROTOCOL, Record
+from tramontane.client.loadtest.record import CUT, LEFT, OK, UNREADABLE, Record
 
 
 def test_requests_leave_when_they_are_due_however_many_are_open():
@@ -98,6 +98,6 @@ def test_a_target_that_breaks_is_an_answer_too():
             raise RecursionError("too deep")
 
     (record,) = drive_to_end(open_plan(0.0), Breaking())
-    assert record.status == PROTOCOL
+    assert record.status == UNREADABLE
     assert record.error == "RecursionError: too deep"
     assert len(record.message_times_s) == 1

@@ -1,15 +1,19 @@
 """Which runs are invalid, which missed their objectives, and what their reader is told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated_queue import answer, open_load
 
+from tramontane.client.loadtest.finding import Severity, worst_first
 from tramontane.client.loadtest.judging.findings import findings_of_figures, lag_findings
 from tramontane.client.loadtest.judging.measures import measure
 from tramontane.client.loadtest.judging.objectives import parse_objective
 from tramontane.client.loadtest.judging.quantiles import distribution
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.result import GeneratorLag, Severity, Stall, worst_first
+from tramontane.client.loadtest.record import INCOMPLETE, STREAM_ERROR, UNREADABLE
+from tramontane.client.loadtest.result import GeneratorLag, Stall
 
 NO_LAG = GeneratorLag(send=None, read=None)
 
@@ -61,6 +65,31 @@ def test_a_good_run_has_no_findings():
 @pytest.mark.parametrize("records", [[], [FAILED] * 3])
 def test_a_run_without_a_completed_request_is_invalid(records):
     assert told(records)[0][0] == "invalid"
+
+
+def refused(status):
+    return answer(1, 1, 1.1, status=status, message_times_s=(), message_tokens=(), completion_tokens=0)
+
+
+def test_a_server_that_refuses_most_has_figures_all_the_same():
+    """One that fails most has none: what it would have answered, nobody knows."""
+    found = told([*GOOD[:100], *[refused("RESOURCE_EXHAUSTED")] * 150, *[refused("HTTP_429")] * 50], is_stationary=None)
+    assert [severity for severity, _ in found] == ["note"]
+    assert found[0][1].startswith("200 of 300 requests failed (200 refused) and 0 were cut")
+    assert told([*GOOD[:100], *[FAILED] * 150])[0][0] == "invalid"
+
+
+def test_an_answer_that_could_not_be_decoded_makes_the_run_invalid():
+    unreadable = replace(FAILED, status=UNREADABLE, error="JSON is malformed")
+    found = told([*GOOD, unreadable, unreadable])
+    assert found[0] == ("invalid", "2 answers could not be decoded; the first: JSON is malformed")
+    early = replace(unreadable, intended_s=-1.0)
+    assert told([*GOOD, early])[0][0] == "invalid", "in the warm-up too"
+
+
+@pytest.mark.parametrize("status", [STREAM_ERROR, INCOMPLETE, "HTTP_400", "HTTP_429"])
+def test_a_peers_failure_is_a_failed_request_and_no_more(status):
+    assert [severity for severity, _ in told([*GOOD, refused(status)])] == ["note"]
 
 
 def test_missed_objectives_come_first():

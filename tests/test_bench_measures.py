@@ -13,6 +13,8 @@ from tramontane.client.loadtest.judging.quantiles import quantile
 from tramontane.client.loadtest.plan import Conduct, Load
 from tramontane.client.loadtest.record import CUT, LEFT, ServerTimings
 
+NOTHING = {"message_times_s": (), "message_tokens": (), "completion_tokens": 0}
+
 
 def measured(records, load=None, objectives=()):
     load = load or open_load(10.0)
@@ -85,6 +87,34 @@ def test_ends_by_status():
     found = measured([answer(1, 1.5, 2, status=status) for status in statuses]).counts
     assert (found.sent, found.completed, found.failed, found.cut) == (5, 2, 1, 1)
     assert found.by_status == {"OK": 2, "RESOURCE_EXHAUSTED": 1, CUT: 1, LEFT: 1}
+
+
+def test_refusals_are_counted_and_timed_from_sending():
+    records = [
+        answer(1, 1.2, 1.5, sent_s=1.1),
+        *(
+            answer(1, 1, 1.0 + 0.001 * n, sent_s=1.0, status=status, error=f"full {n}", **NOTHING)
+            for n, status in ((40, "RESOURCE_EXHAUSTED"), (20, "HTTP_429"), (60, "HTTP_429"))
+        ),
+        answer(2, 2, 2.1, status="UNAVAILABLE", error="gone", **NOTHING),
+        answer(3, 3, 3.1, status="HTTP_429", conduct=Conduct.BAD, **NOTHING),
+        answer(3, 3, 3.1, status=CUT, **NOTHING),
+    ]
+    found = measured(records)
+    assert (found.counts.sent, found.counts.completed, found.counts.failed, found.counts.refused) == (6, 1, 4, 3)
+    assert (found.counts.broken, found.counts.mostly_unserved) == (2, True)
+    assert found.counts.first_errors == {"RESOURCE_EXHAUSTED": "full 40", "HTTP_429": "full 20", "UNAVAILABLE": "gone"}
+    assert found.refusals.count == 3
+    assert (found.refusals.minimum, found.refusals.maximum) == (pytest.approx(20), pytest.approx(60))
+    assert measured(records[:1]).refusals is None
+
+
+@pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "HTTP_429", "DEADLINE_EXCEEDED", "UNAVAILABLE", CUT, LEFT])
+def test_only_what_was_answered_in_full_is_goodput(status):
+    """However quickly its first token came."""
+    found = measured([answer(1, 1.1, 1.5), answer(1, 1.1, 1.5, status=status)], objectives=["ttft:p95<1s"])
+    assert found.throughput.goodput_per_s == pytest.approx(0.1)
+    assert found.throughput.goodput_share == 0.5
 
 
 def test_goodput_misses_the_slow_the_refused_and_the_empty():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 from fake_openai import FakeOpenAI, content, end
 
-from tramontane.client.loadtest.generator.openai_target import LINE_LIMIT_BYTES, OpenAITarget
+from tramontane.client.loadtest.generator.openai_target import OpenAITarget
+from tramontane.client.loadtest.generator.server_sent_events import EVENT_LIMIT_BYTES
 from tramontane.client.loadtest.generator.target import Answer, Leave, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
-from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL
+from tramontane.client.loadtest.record import INCOMPLETE, LEFT, OK, STREAM_ERROR, UNREADABLE
 
 ASK = Ask(number=0, prompt="To be", max_tokens=8, temperature=0.5, seed=3)
 
@@ -45,27 +47,42 @@ async def test_a_completion():
     )
     assert answer == Answer(status=OK, prompt_tokens=3, completion_tokens=4, finish_reason="stop", text="Or not")
     assert fake.seen == [1, 1]
-    assert fake.bodies == [
-        {
-            "model": "tiny",
-            "prompt": "To be",
-            "max_tokens": 8,
-            "temperature": 0.5,
-            "seed": 3,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ]
+    assert fake.bodies == [{"model": "tiny", "prompt": "To be", "max_tokens": 8, "temperature": 0.5, "stream": True}]
 
 
 async def test_what_is_optional_is_sent_when_it_is_set():
-    _, fake = await send(
-        ask=replace(ASK, prompt=(5, 6), top_k=4, top_p=0.5, stop=("x",), ignore_eos=True), model="other"
-    )
+    _, fake = await send(ask=replace(ASK, prompt=(5, 6), top_k=4, top_p=0.5, stop=("x",)), model="other")
     assert (
-        fake.bodies[0].items()
-        >= {"model": "other", "prompt": [5, 6], "top_k": 4, "top_p": 0.5, "stop": ["x"], "ignore_eos": True}.items()
+        fake.bodies[0].items() >= {"model": "other", "prompt": [5, 6], "top_k": 4, "top_p": 0.5, "stop": ["x"]}.items()
     )
+
+
+@pytest.mark.parametrize(
+    ("owner", "asked", "sent"),
+    [
+        (None, (), set()),  # Mistral's own API answers 422 to fields that it does not know
+        ("mistralai", (), set()),
+        ("mistralai", ("seed", "ignore_eos"), {"seed", "ignore_eos"}),
+        ("openai", (), {"seed", "stream_options"}),
+        ("vllm", (), {"seed", "stream_options", "ignore_eos"}),
+        ("llamacpp", ("seed",), {"seed", "stream_options", "ignore_eos"}),
+    ],
+)
+async def test_what_servers_may_refuse_is_sent_where_it_is_asked_or_known_to_be_taken(owner, asked, sent):
+    fake = FakeOpenAI(owner)
+    async with fake.serve() as address:
+        target = OpenAITarget(TargetOptions(address=address, send=asked))
+        info = await target.describe()
+        await target.send(replace(ASK, ignore_eos=True), _ignore)
+        await target.send(ASK, _ignore)
+        await target.close()
+    optional = {"seed": 3, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    with_eos, without = fake.bodies
+    assert {name: value for name, value in with_eos.items() if name in optional} == {
+        name: value for name, value in optional.items() if name in sent
+    }
+    assert without.keys() & optional.keys() == sent - {"ignore_eos"}
+    assert set(info.unsent) == optional.keys() - sent
 
 
 async def test_chat():
@@ -76,9 +93,10 @@ async def test_chat():
     assert fake.seen == [1]
 
 
-async def test_a_server_that_does_not_count_is_counted_by_messages():
-    answer, _ = await send([content("a"), content("b"), content("c"), end()])
-    assert answer.completion_tokens == 3
+async def test_a_server_that_does_not_count_is_not_counted_for():
+    answer, fake = await send([content("a"), content("b"), content("c"), end()])
+    assert answer.completion_tokens == 0
+    assert fake.seen == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +104,22 @@ async def test_a_server_that_does_not_count_is_counted_by_messages():
     [
         (400, "HTTP_400", "no"),
         (503, "HTTP_503", "no"),
-        ([content("a")], PROTOCOL, "without a finish_reason"),
-        ([content("a"), "data: {broken\n\n"], PROTOCOL, ""),
-        ([content("a"), "data: 7\n\n"], PROTOCOL, "no JSON object"),
-        ([content("a"), {"error": {"message": "out of memory"}}], PROTOCOL, "out of memory"),
-        (["data: " + "x" * 2 * LINE_LIMIT_BYTES + "\n\n"], PROTOCOL, ""),
+        (429, "HTTP_429", "no"),
+        ([content("a")], INCOMPLETE, "neither a finish_reason nor [DONE]"),
+        ([content("a"), "data: {cut"], INCOMPLETE, "neither"),
+        ([content("a"), "data: {broken\n\n"], UNREADABLE, "Expecting"),
+        ([content("a"), "data: 7\n\n"], UNREADABLE, "no JSON object"),
+        (["data: " + "[" * 100_000 + "\n\n"], UNREADABLE, "recursion"),
+        (["data: " + "x" * 2 * EVENT_LIMIT_BYTES + "\n\n"], UNREADABLE, "longer than 1,048,576 bytes"),
+        ([content("a"), {"error": {"message": "out of memory"}}], STREAM_ERROR, "in the stream: out of memory"),
+        ([content("a"), {"error": "overloaded", "error_type": "overloaded"}], STREAM_ERROR, "overloaded"),
+        ([{"error": {"code": 400, "message": "too long"}}], "HTTP_400", "in the stream: too long"),
+        ([{"error": {"code": "429", "message": "later"}}], "HTTP_429", "later"),
+        ([{"error": {"code": "rate_limit_exceeded", "message": "later"}}], STREAM_ERROR, "later"),
+        ([{"object": "error", "message": "too long", "code": 400}], "HTTP_400", "too long"),
+        (["event: error\n", "data: gone\n\n"], STREAM_ERROR, "gone"),
+        (["event: error\n", {"detail": "gone"}], STREAM_ERROR, "gone"),
+        ([{"error": {"param": 7}}], STREAM_ERROR, '{"param": 7}'),
         ([content("a"), 5.0], "DEADLINE_EXCEEDED", "0.5 s"),
     ],
 )
@@ -100,9 +129,51 @@ async def test_every_bad_end_is_an_answer(script, status, says):
     assert says in answer.error
 
 
-async def test_comments_and_other_fields_are_passed_over():
-    answer, _ = await send([": keep-alive\n\n", "event: x\n", content("a"), end()])
-    assert (answer.status, answer.text) == (OK, "a")
+async def test_a_long_error_is_read_whole_and_told_in_part():
+    answer, _ = await send((500, json.dumps({"error": {"message": "m" * 400, "trace": "t" * 70_000}})))
+    assert (answer.status, answer.error) == ("HTTP_500", "m" * 300)
+    answer, _ = await send((500, "<html>" + "x" * 1000))
+    assert answer.error == "<html>" + "x" * 294
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["data: \n\n", content("Or not"), "data:\n\n", end()],
+        [": keep-alive\n\n", "event: x\n", content("Or not"), end()],
+        ['data: {"choices":\ndata: [{"text": "Or not"}]}\n\n', end()],
+        ['data:{"choices":[{"text":"Or not"}]}\r\n\r\n', end()],
+        ['data: {"choices": [{"text": "Or not", "logprob": -Infinity}]}\n\n', end()],
+        ["data: null\n\n", content("Or not"), end(), "data: [DONE]"],
+        [{"choices": None, "error": None, "usage": None}, content("Or not"), end()],
+        [{"choices": [None]}, {"choices": [{"text": None, "delta": None}]}, content("Or not"), end()],
+        [{"choices": [{"delta": {"content": [{"type": "text", "text": "Or "}, {"text": "not"}]}}]}, end()],
+        [{"choices": [{"message": {"content": "Or not"}}], "x_extra": {"deep": [1]}}, end()],
+        [{"choices": [{"delta": {"content": None, "reasoning_content": "Or not"}}]}, end()],
+        [content("Or not"), "data: [DONE]\n\n"],
+        [content("Or not"), end(prompt_tokens=None, completion_tokens=2.5)],
+        ['data: {"choices": [{"text": "Or not", "finish_reason": "length"}]}'],
+    ],
+)
+async def test_what_servers_really_send_is_a_completion(script):
+    answer, _ = await send(script)
+    assert (answer.status, answer.text, answer.error) == (OK, "Or not", "")
+
+
+async def test_a_server_that_does_not_stream_sends_one_message():
+    whole = {
+        "choices": [{"message": {"content": "Or not"}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 2},
+    }
+    answer, fake = await send((200, json.dumps(whole)))
+    assert (answer.status, answer.text, answer.completion_tokens, fake.seen) == (OK, "Or not", 2, [1])
+    answer, _ = await send((200, '{"error": {"code": 400, "message": "no"}}'))
+    assert answer.status == "HTTP_400"
+
+
+async def test_half_a_character_does_not_spoil_a_record():
+    answer, _ = await send(['data: {"choices": [{"text": "\\ud83d"}]}\n\n', end()])
+    assert (answer.status, answer.text) == (OK, "?")
 
 
 async def test_leaving_closes_the_connection():
@@ -145,6 +216,31 @@ async def test_a_server_that_is_not_there_or_has_another_model_is_named():
     await target.close()
     with pytest.raises(ConnectionError, match="serves tiny, other, and model is 'large'"):
         await send(model="large")
+
+
+@pytest.mark.parametrize(
+    ("listing", "model", "says"),
+    [
+        ((404, "none"), "mine", None),
+        ((404, "none"), None, "serves nothing"),
+        ((401, "{}"), "mine", "401"),
+        ((200, "[]"), "mine", "models: "),
+        ((200, '{"data": null}'), "mine", "models: "),
+        ((200, '{"data": [null]}'), "mine", "models: "),
+    ],
+)
+async def test_a_server_without_a_list_of_models_serves_what_it_is_asked_for(listing, model, says):
+    fake = FakeOpenAI()
+    fake.listing = listing
+    async with fake.serve() as address:
+        target = OpenAITarget(TargetOptions(address=address, model=model))
+        if says is None:
+            assert (await target.describe()).model == model
+            assert (await target.send(ASK, _ignore)).status == OK
+        else:
+            with pytest.raises(ConnectionError, match=says):
+                await target.describe()
+        await target.close()
 
 
 async def _ignore(count: int) -> None:

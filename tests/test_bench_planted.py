@@ -16,6 +16,7 @@ import pytest
 from fake_pipeline import serving
 from local_pipeline import LocalPipeline
 
+from tramontane.client.loadtest.finding import Severity
 from tramontane.client.loadtest.generator.asking_again import ask_again
 from tramontane.client.loadtest.generator.grpc_target import GrpcTarget
 from tramontane.client.loadtest.generator.target import TargetOptions
@@ -23,7 +24,7 @@ from tramontane.client.loadtest.judging.agreement import pair
 from tramontane.client.loadtest.judging.checks import check, findings_of_checks
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import Record
-from tramontane.client.loadtest.result import Checks, Severity
+from tramontane.client.loadtest.result import Checks
 from tramontane.cluster.completion import Completion
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.text import StopStrings

@@ -14,13 +14,17 @@ from rich.console import Console
 from sample_results import HOSTILE, poor_run
 from simulated_queue import THE_EXAMPLE, answer
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.judging.compare import Change, Comparison, Verdict
+from tramontane.client.loadtest.judging.quantiles import distribution
 from tramontane.client.loadtest.plan import Ask
 from tramontane.client.loadtest.record import PROTOCOL, ServerTimings
+from tramontane.client.loadtest.report.console import open_console
 from tramontane.client.loadtest.report.json_report import from_json, to_json
 from tramontane.client.loadtest.report.request_log import request_line
-from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
-from tramontane.client.loadtest.result import Finding, ObjectiveResult, Severity
+from tramontane.client.loadtest.report.table import print_comparison, print_run, print_sweep
+from tramontane.client.loadtest.report.wording import sweep_verdict
+from tramontane.client.loadtest.result import ObjectiveResult
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,28 @@ def test_a_sweeps_json_has_every_levels_summary(many):
     assert document["kind"] == "sweep"
     assert document["best_rate"] == 16.0
     assert [level["request_rate"] for level in document["levels"]] == [4.0, 16.0, 24.0]
+
+
+def test_json_counts_refusals_and_says_how_long_they_took(one):
+    document = json.loads(to_json(one))
+    assert (document["refused"], document["p99_refusal_ms"]) == (0, None)
+    refused = replace(
+        one,
+        counts=replace(one.counts, refused=20, first_errors={"HTTP_429": "full"}),
+        refusals=distribution(range(2000)),
+    )
+    document = json.loads(to_json(refused))
+    assert (document["failed"], document["refused"]) == (31, 20)
+    assert (document["median_refusal_ms"], document["p99_refusal_ms"]) == (999, 1979)
+    assert document["result"]["counts"]["first_errors"] == {"HTTP_429": "full"}
+    assert from_json(to_json(refused)) == refused
+
+
+def test_a_result_from_before_refusals_were_counted_is_read(one):
+    document = json.loads(to_json(one))
+    del document["result"]["refusals"], document["result"]["counts"]["refused"]
+    del document["result"]["counts"]["first_errors"], document["result"]["target"]["unsent"]
+    assert from_json(json.dumps(document).encode()) == one
 
 
 def test_json_holds_no_nan(one):
@@ -169,7 +195,46 @@ def test_findings_come_before_figures_worst_first_and_the_verdict_last(one):
     text = printed(print_run, replace(one, findings=findings))
     places = [text.index(part) for part in ("WRONG  other tokens", "NOTE  a small thing", "Latency, ms")]
     assert places == sorted(places)
-    assert text.strip().endswith("The server gave wrong answers.")
+    assert text.strip().endswith("The server gave wrong answers: other tokens than alone.")
+
+
+@pytest.mark.parametrize(
+    ("findings", "says"),
+    [
+        ([(Severity.INVALID, "too late"), (Severity.MISSED, "ttft")], "These figures cannot be trusted: too late."),
+        ([(Severity.MISSED, "ttft"), (Severity.MISSED, "itl")], "An objective was not kept: ttft; and 1 more."),
+    ],
+)
+def test_the_verdict_says_why(one, findings, says):
+    found = tuple(Finding(severity=severity, text=text) for severity, text in findings)
+    assert printed(print_run, replace(one, findings=found)).strip().endswith(says)
+
+
+def test_the_table_says_why_requests_failed_and_how_long_refusals_took(one):
+    counts = replace(
+        one.counts,
+        failed=31,
+        refused=20,
+        by_status={"OK": 1200, "RESOURCE_EXHAUSTED": 20, "UNAVAILABLE": 11},
+        first_errors={"RESOURCE_EXHAUSTED": "the queue is full", "UNAVAILABLE": "stage 0.1\x1b[2J died"},
+    )
+    text = printed(print_run, replace(one, counts=counts, refusals=distribution(range(1, 2001))))
+    assert re.search(r"^  refused, among the failed +20 +1.62 %$", text, re.MULTILINE)
+    assert re.search(r"^  RESOURCE_EXHAUSTED +20 +the queue is full *$", text, re.MULTILINE)
+    assert re.search("^  UNAVAILABLE +11 +stage 0.1\N{REPLACEMENT CHARACTER}\\[2J died *$", text, re.MULTILINE)
+    assert re.search(r"^  refusal +2000 +1000 +1000 .* 1980 +-$", text, re.MULTILINE)
+    assert "The slowest took 2000 ms." in text
+    assert "stage 1 of replica 0 busy" in text
+    assert "Refusals" not in printed(print_run, one)
+
+
+def test_a_sweeps_table_says_why_requests_failed(many):
+    levels = tuple(
+        replace(level, counts=replace(level.counts, by_status={"HTTP_429": 2}, first_errors={"HTTP_429": f"full {n}"}))
+        for n, level in enumerate(many.levels)
+    )
+    text = printed(print_sweep, replace(many, levels=levels))
+    assert re.search(r"^  HTTP_429 +6 +full 0 *$", text, re.MULTILINE)
 
 
 def test_a_narrow_terminal_loses_intervals_and_not_figures(one):
@@ -193,6 +258,36 @@ def test_a_sweeps_table_and_verdict(many):
     text = printed(print_sweep, many)
     assert len(re.findall(r"^  \d+ requests/s .*(kept|MISSED)$", text, re.MULTILINE)) == 3
     assert text.strip().endswith("Every objective held up to 16 requests/s; at 24 one was missed.")
+
+
+def test_a_sweep_that_ended_in_an_invalid_level_does_not_call_its_best_rate_the_highest_tried(many):
+    spoiled = replace(many.levels[2], findings=(Finding(severity=Severity.INVALID, text="the generator was late"),))
+    ended = replace(many, levels=(*many.levels[:2], spoiled), first_missed_rate=None)
+    _, said = sweep_verdict(ended)
+    assert said == (
+        "Every objective held up to 16 requests/s; of 24, which was tried, nothing is known: the generator was late."
+    )
+    _, said = sweep_verdict(replace(ended, levels=many.levels[:2]))
+    assert said == "Every objective held up to 16 requests/s; the highest that was tried."
+
+
+def test_a_sweep_whose_objectives_held_while_requests_piled_up_says_so(many):
+    last = many.levels[2]
+    kept = tuple(replace(each, met=True) for each in last.objectives)
+    piled = replace(many, levels=(*many.levels[:2], replace(last, objectives=kept, stationary=False)))
+    assert sweep_verdict(piled)[1] == "Every objective held up to 16 requests/s; at 24 open requests piled up."
+
+
+def test_a_sweep_of_which_nothing_is_known_says_why(many):
+    found = (Finding(severity=Severity.INVALID, text="nothing is known from 4 requests/s on: too late"),)
+    ended = replace(many, levels=many.levels[:1], best_rate=None, first_missed_rate=None, findings=found)
+    assert sweep_verdict(ended) == (
+        Severity.INVALID,
+        "These figures cannot be trusted: nothing is known from 4 requests/s on: too late.",
+    )
+    assert ended.exit_status == 4
+    missed = replace(ended, findings=(), first_missed_rate=4.0)
+    assert sweep_verdict(missed)[1] == "No level kept every objective."
 
 
 def test_a_comparisons_table():

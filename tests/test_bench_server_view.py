@@ -7,9 +7,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from tramontane.client.loadtest.finding import Severity
 from tramontane.client.loadtest.judging import server_view
 from tramontane.client.loadtest.judging.server_view import machine, shared_machine, view
-from tramontane.client.loadtest.result import ProcessShare, ServerView, Severity
+from tramontane.client.loadtest.result import ProcessShare, ServerView
 from tramontane.client.types import ProcessStats, RouterStats, StageStats, Stats
 
 

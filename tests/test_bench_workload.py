@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tramontane.client.loadtest.load import workload as workload_module
+from tramontane.client.loadtest.load import asks as asks_module
+from tramontane.client.loadtest.load.asks import fitted_to, make_asks, texts_to_count
 from tramontane.client.loadtest.load.corpus import RandomIds, SyntheticText, TextFile
 from tramontane.client.loadtest.load.fitting import fitted
 from tramontane.client.loadtest.load.lengths import Fixed, LogNormal, Uniform
 from tramontane.client.loadtest.load.prompt_file import Given, PromptFile
-from tramontane.client.loadtest.load.workload import Workload, describe, make_asks
+from tramontane.client.loadtest.load.workload import Workload, describe, notes
 from tramontane.client.loadtest.plan import Ask, Conduct
 
 VOCABULARY = 64
@@ -151,14 +152,61 @@ def test_a_files_completions_may_be_told():
 
 
 def test_a_file_that_cannot_serve_is_refused():
-    with pytest.raises(ValueError, match=r"f.jsonl holds no prompt that fits, .* into the context of 8"):
+    with pytest.raises(ValueError, match=r"f.jsonl holds no prompt that .*; 4 entries .*need 12; the context is 8"):
         asks_of(Workload(source=FILE), context=8)
     ids = PromptFile((Given((1, 64), 2, 5),), "ids.jsonl")
-    with pytest.raises(ValueError, match=r"ids.jsonl holds token id 64; it must be below the vocabulary, 64"):
+    with pytest.raises(ValueError, match=r"prompt holds token id 64; it must be below the vocabulary, 64"):
         asks_of(Workload(source=ids))
     assert asks_of(Workload(source=ids), 1, vocabulary=None)[0].prompt == (1, 64)
-    with pytest.raises(ValueError, match=r"prefixes, here 2, go before text only"):
+    with pytest.raises(ValueError, match=r"prompt is token ids, and prefixes go before text only"):
         asks_of(Workload(source=ids, prefixes=2, prefix_tokens=3), vocabulary=65)
+    with pytest.raises(ValueError, match=r"stop holds the lone surrogate U\+DCFF at character 1"):
+        Workload(stop=("ok", "a\udcff"))
+
+
+def test_prompts_that_cannot_be_asked_are_passed_over():
+    mixed = PromptFile((*FILE.prompts[:2], Given((1, 64), 2, 5, line=9), Given((1, 63), 2, 5)), "mixed.jsonl")
+    workload = fitted_to(Workload(source=mixed), 1, vocabulary=64, context=CONTEXT)
+    assert [given.prompt for given in workload.source.prompts] == ["one", "two", (1, 63)]
+    assert notes(workload) == (
+        "1 entry of mixed.jsonl was passed over, line 9: prompt holds token id 64; it must be below the vocabulary, 64",
+    )
+    assert len({ask.prompt for ask in asks_of(Workload(source=mixed), 9)}) == 3
+    with_prefixes = Workload(source=mixed, prefixes=1, prefix_tokens=3)
+    assert all(isinstance(ask.prompt, str) for ask in asks_of(with_prefixes, 9))
+
+
+CHINESE = "天地玄黃" * 10  # 40 characters, 120 bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, [CHINESE]),  # 120 bytes, BOS, blank and 128 tokens out are more than 200, and the short ones fit anyhow
+        ({"completion": Fixed(78)}, []),
+        ({"completion": Fixed(79)}, [CHINESE]),
+        ({"completion": LogNormal(5, 1)}, ["one", "two", CHINESE]),  # what is left of the context hangs on it
+        ({"completion": Fixed(40), "prefixes": 1, "prefix_tokens": 10}, [CHINESE, "prefix"]),
+    ],
+)
+def test_what_must_be_counted_before_it_is_known_to_fit(changes, wanted):
+    file = PromptFile(
+        (Given("one", 2, 10), Given("two", 2, 10), Given(CHINESE, 41, None), Given((5,), 1, 99)), "f.jsonl"
+    )
+    texts = texts_to_count(Workload(source=file, **changes), 1, CONTEXT)
+    assert [text if text in ("one", "two", CHINESE) else "prefix" for text in texts] == wanted
+    assert texts_to_count(Workload(source=file, **changes), 1, None) == []
+
+
+def test_a_count_decides_what_fits():
+    file = PromptFile((Given("one", 2, 10), Given(CHINESE, 41, 79)), "f.jsonl")
+    workload = Workload(source=file)
+    for count, prompts in ((121, {"one", CHINESE}), (122, {"one"})):
+        asks = make_asks(workload, 8, 1, vocabulary=VOCABULARY, context=CONTEXT, counts={CHINESE: count})
+        assert {ask.prompt for ask in asks} == prompts
+    open_tail = replace(workload, completion=LogNormal(500, 0.1))
+    asks = make_asks(open_tail, 8, 1, vocabulary=VOCABULARY, context=CONTEXT, counts={CHINESE: 150, "one": 3})
+    assert {(ask.prompt, ask.max_tokens) for ask in asks} == {("one", 197), (CHINESE, 50)}
 
 
 def test_shares_are_kept():
@@ -236,7 +284,7 @@ def test_what_makes_no_workload_is_refused(make, message):
 
 
 def test_a_plan_too_large_for_memory_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(workload_module, "MAX_HELD", 1000)
+    monkeypatch.setattr(asks_module, "MAX_HELD", 1000)
     workload = Workload(prompt=Fixed(10), completion=Fixed(1), prefixes=1, prefix_tokens=10)
     assert asks_of(workload, 50)
     with pytest.raises(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +16,10 @@ from rich.console import Console
 from tramontane.client.loadtest.judging.compare import compare as compare_runs
 from tramontane.client.loadtest.load import schedule
 from tramontane.client.loadtest.load.arrivals import parse_ramp, parse_steps
+from tramontane.client.loadtest.load.recorded_times import Unit
 from tramontane.client.loadtest.load.schedule import Schedule
-from tramontane.client.loadtest.load.workload import describe
+from tramontane.client.loadtest.load.trace import read_trace
+from tramontane.client.loadtest.load.workload import Workload, describe
 from tramontane.client.loadtest.options import (
     DURATION,
     TIME,
@@ -32,10 +34,11 @@ from tramontane.client.loadtest.options import (
     workload_from,
     workload_options,
 )
-from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.progress import Progress
+from tramontane.client.loadtest.report.console import open_console, print_line
 from tramontane.client.loadtest.report.json_report import RESULT, from_json, to_json
-from tramontane.client.loadtest.report.table import open_console, print_comparison, print_run, print_sweep
+from tramontane.client.loadtest.report.output import save, save_sweep
+from tramontane.client.loadtest.report.table import print_comparison, print_run, print_sweep
 from tramontane.client.loadtest.report.wording import printable
 from tramontane.client.loadtest.result import MEASURES, RunResult, SweepResult
 from tramontane.client.loadtest.search import Search
@@ -98,10 +101,7 @@ def run(**options: Any) -> None:
     chosen = _understood(lambda: _schedule(options))
     workload = _understood(lambda: workload_from(options))
 
-    async def once(session: Session) -> Run:
-        return await session.run(chosen.plan(workload, session.info))
-
-    _run_once(once, options, describe(workload))
+    _run_once(lambda session: _planned_run(session, chosen, workload), options, describe(workload))
 
 
 @bench.command(epilog=EPILOG)
@@ -121,40 +121,48 @@ def sweep(**options: Any) -> None:
     search = _understood(lambda: Search(**limits))
     workload = _understood(lambda: workload_from(options))
 
-    def plan_at(rate: float, session: Session) -> Plan:
-        return _at_rate(rate, options).plan(workload, session.info)
+    async def every_level(session: Session) -> tuple[SweepResult, list[Run]]:
+        return await session.sweep(search, lambda rate: session.plan(_at_rate(rate, options), workload))
 
     folder = _folder(options)
-    result, runs = _connected(
-        lambda session: session.sweep(search, lambda rate: plan_at(rate, session)), options, describe(workload)
-    )
+    result, runs = _connected(every_level, options, describe(workload))
     _tell(result, print_sweep, options)
     if folder:
-        from tramontane.client.loadtest.report.output import save_sweep  # plots take long to import
-
-        _saved(lambda: save_sweep(folder, result, runs, texts=options["save_texts"]))
+        _save(folder, lambda: save_sweep(folder, result, runs, texts=options["save_texts"]), options)
     sys.exit(result.exit_status)
 
 
 @bench.command(epilog=EPILOG)
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--speed", type=float, default=1.0, show_default=True, help="2 sends it twice as fast.")
+@click.option(
+    "--timestamps",
+    type=click.Choice(list(Unit)),
+    default=Unit.AUTO,
+    show_default=True,
+    help="What a timestamp counts. Auto: ms, but s in tables and where some have fractions.",
+)
 @click.option("--warmup", type=TIME, default="0s", show_default=True, help="Sent at the start and not measured.")
-@seed_option
+@seed_option(
+    "Decides what the trace leaves open: prompts that it gives by their length alone, and requests' own seeds."
+)
 @characters_option
 @objective_option()
 @target_options
 @checking_options
 @output_options
 def replay(trace: Path, **options: Any) -> None:
-    """Send a recorded TRACE again: a jsonl of at_s, max_tokens and prompt or prompt_tokens, or Mooncake's layout.
+    """Send a recorded TRACE again, its first arrival at the run's start.
 
-    The requests.jsonl of a run is such a trace.
+    It is a jsonl of at_s, max_tokens and prompt or prompt_tokens, as the requests.jsonl of a run is, or has Mooncake's
+    layout; or it is a table (CSV) as BurstGPT's and Azure's are.
     """
+    speed, warmup_s, seed, characters = (options[name] for name in ("speed", "warmup", "seed", "characters_per_token"))
+    recording = _understood(lambda: read_trace(trace, Unit(options["timestamps"]), characters))
 
     async def once(session: Session) -> Run:
-        speed, warmup_s, seed = options["speed"], options["warmup"], options["seed"]
-        plan = schedule.replay(trace, speed, warmup_s, seed, session.info, options["characters_per_token"])
+        counts = await session.count(recording.texts_to_count(session.info.context_tokens))
+        plan = schedule.replayed(recording, speed, warmup_s, seed, session.info, characters, counts)
         return await session.run(plan)
 
     _run_once(once, options, "as the trace says")
@@ -174,10 +182,7 @@ def soak(**options: Any) -> None:
     chosen = _understood(lambda: _at_rate(options["rate"], options))
     workload = _understood(lambda: workload_from(options))
 
-    async def once(session: Session) -> Run:
-        return await session.run(chosen.plan(workload, session.info))
-
-    _run_once(once, options, describe(workload))
+    _run_once(lambda session: _planned_run(session, chosen, workload), options, describe(workload))
 
 
 @bench.command()
@@ -192,16 +197,24 @@ def soak(**options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the table.")
 def compare(a: Path, b: Path, threshold: float, as_json: bool) -> None:
-    """Say whether run B is better or worse than run A, and how certain that is. Each is a folder that --out has filled.
+    """Say whether run B is better or worse than run A, and how certain that is.
 
-    Exit status: 0; 1 where anything is certainly worse; 2 where the two cannot be compared.
+    Each is a folder that --out has filled, or the result.json in it, of a run; a sweep's is not taken. Both must have
+    been given the same load and workload, and have measured 5 s at least.
+
+    Exit status: 0; 1 where any figure is worse by more than the threshold, with 95 % confidence in all of them
+    together; 2 where the two cannot be compared.
     """
     comparison = _understood(lambda: compare_runs(_read_run(a), _read_run(b), threshold=threshold))
     if as_json:
-        click.echo(msgspec.json.encode(comparison))
+        print_line(msgspec.json.encode(comparison))
     else:
         print_comparison(open_console(), comparison)
     sys.exit(comparison.exit_status)
+
+
+async def _planned_run(session: Session, chosen: Schedule, workload: Workload) -> Run:
+    return await session.run(await session.plan(chosen, workload))
 
 
 def _schedule(options: dict[str, Any]) -> Schedule:
@@ -266,15 +279,13 @@ def _run_once(job: Callable[[Session], Awaitable[Run]], options: dict[str, Any],
     run = _connected(job, options, workload)
     _tell(run.result, print_run, options)
     if folder:
-        from tramontane.client.loadtest.report.output import save  # plots take long to import
-
-        _saved(lambda: save(folder, run, texts=options["save_texts"]))
+        _save(folder, lambda: save(folder, run, texts=options["save_texts"]), options)
     sys.exit(run.result.exit_status)
 
 
 def _tell(result: Result, show: Callable[[Console, Result], None], options: dict[str, Any]) -> None:
     if options["as_json"]:
-        click.echo(to_json(result))
+        print_line(to_json(result))
     else:
         show(open_console(), result)
 
@@ -290,11 +301,16 @@ def _folder(options: dict[str, Any]) -> Path | None:
     return folder
 
 
-def _saved(save: Callable[[], None]) -> None:
+def _save(folder: Path, save: Callable[[], Sequence[str]], options: dict[str, Any]) -> None:
+    """Save, and say where; on stderr where stdout holds JSON alone."""
     try:
-        save()
+        files = save()
     except OSError as error:
         raise Unreached(f"the result is not saved: {error}") from None
+    if options["as_json"]:
+        Progress(quiet=options["quiet"]).say(f"saved in {folder}: {', '.join(files)}")
+    else:
+        open_console().print(f"Saved in {folder}: {', '.join(files)}", style="dim", markup=False, soft_wrap=True)
 
 
 def _understood(read: Callable[[], T]) -> T:

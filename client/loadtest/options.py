@@ -12,7 +12,7 @@ import click
 from tramontane.client.connecting import DEFAULT_TARGET
 from tramontane.client.loadtest.generator import faults
 from tramontane.client.loadtest.generator.observation import Generator
-from tramontane.client.loadtest.generator.target import TargetOptions, is_http
+from tramontane.client.loadtest.generator.target import OPTIONAL, TargetOptions, is_http
 from tramontane.client.loadtest.judging import objectives
 from tramontane.client.loadtest.load.corpus import CHARACTERS_PER_TOKEN, RandomIds, SyntheticText, read_text_file
 from tramontane.client.loadtest.load.durations import parse_duration
@@ -85,6 +85,12 @@ target_options = _group(
     click.option("--clear-token", is_flag=True, help="Let the token travel without TLS beyond this machine."),
     click.option("--chat", is_flag=True, help="HTTP: use /chat/completions instead of /completions."),
     click.option(
+        "--send",
+        type=click.Choice(OPTIONAL),
+        multiple=True,
+        help="HTTP: send this field to any server; repeatable.  [default: to those that are known to take it]",
+    ),
+    click.option(
         "--connections", type=click.IntRange(1, 1024), default=1, show_default=True, help="gRPC connections a worker."
     ),
     click.option("--timeout", type=DURATION, default="300s", show_default=True, help="Deadline of each request."),
@@ -105,11 +111,14 @@ characters_option = click.option(
     type=click.FloatRange(0.1, 100),
     default=CHARACTERS_PER_TOKEN,
     show_default=True,
-    help="Turns tokens into a text's length.",
+    help="Turns tokens into a text's length; a character outside ASCII is a token.",
 )
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides arrivals and requests."
-)
+
+
+def seed_option(decides: str) -> Callable[[Command], Command]:
+    """What is drawn is drawn from it."""
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=decides)
+
 
 workload_options = _group(
     click.option(
@@ -121,7 +130,7 @@ workload_options = _group(
     ),
     click.option("--output-tokens", type=LENGTHS, help="max_tokens, likewise.  [default: 128, or the prompts file's]"),
     click.option("--text", "text_file", type=_FILE, help="Prompts are slices of this text."),
-    click.option("--prompts", "prompts_file", type=_FILE, help="Prompts of this jsonl, or JSON in ShareGPT's layout."),
+    click.option("--prompts", "prompts_file", type=_FILE, help="Prompts of this jsonl, JSON array or CSV."),
     click.option(
         "--words", is_flag=True, help="Prompts are English words instead of random token ids; HTTP's default."
     ),
@@ -141,7 +150,9 @@ workload_options = _group(
     click.option("--churn", type=_SHARE, default=0.0, help="Share with a connection of their own."),
     click.option("--bad", type=_SHARE, default=0.0, help="Share that the server must refuse."),
     click.option("--pause", type=TIME, default="500ms", show_default=True, help="Of slow readers."),
-    seed_option,
+    seed_option(
+        "Decides arrivals, lengths, prompts, conducts and requests' own seeds: the same seed is the same plan."
+    ),
 )
 
 checking_options = _group(
@@ -192,6 +203,8 @@ def generator_from(options: dict[str, Any]) -> Generator:
             token_file=options["token_file"],
             clear_token=options["clear_token"],
             chat=options["chat"],
+            # Only `--ignore-eos` itself asks for it; that it is on by default does not.
+            send=(*options["send"], *("ignore_eos",) * bool(options.get("ignore_eos"))),
         ),
         workers=options["workers"],
         drain_s=options["drain"],

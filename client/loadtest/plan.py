@@ -85,6 +85,8 @@ class Plan:
     load: Load
     asks: tuple[Ask, ...]
     arrivals_s: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the report must say of the files that it was made from."""
 
     def __post_init__(self) -> None:
         assert len(self.arrivals_s) == (len(self.asks) if self.load.is_open else 0), (

@@ -9,12 +9,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.status import Status
 
 from tramontane.client.loadtest.generator.driver import Pace
 from tramontane.client.loadtest.plan import Plan
 from tramontane.client.loadtest.record import Record
+from tramontane.client.loadtest.report.console import ReportConsole
 from tramontane.client.loadtest.report.wording import printable
 
 REDRAW_S = 0.5
@@ -25,11 +25,11 @@ class Progress:
     """Says how far a run is. A quiet one says nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self._console = ReportConsole(file=sys.stderr, quiet=quiet, highlight=False)
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(printable(text), style="dim", markup=False)
+        self._console.print(printable(text), style="dim", markup=False, soft_wrap=True)
 
     @contextmanager
     def watching(self, plan: Plan, pace: Pace, records: list[Record]) -> Iterator[None]:

@@ -19,7 +19,15 @@ CUT = "CUT"
 LEFT = "LEFT"
 """Left by its client, as its conduct asks."""
 PROTOCOL = "PROTOCOL"
-"""The stream contradicted itself: a gap between offsets, no last event, another request's id."""
+"""The stream contradicted itself: a gap between offsets, no last event, another request's id. A wrong answer."""
+STREAM_ERROR = "STREAM_ERROR"
+"""The server said inside its stream that the request failed, and named no HTTP status for it."""
+INCOMPLETE = "INCOMPLETE"
+"""The stream ended before the answer did."""
+UNREADABLE = "UNREADABLE"
+"""What came could not be decoded, so nobody knows what it was."""
+REFUSED = frozenset({"RESOURCE_EXHAUSTED", "HTTP_429"})
+"""How servers turn a request away that they have no room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +56,14 @@ class Record:
     ended_s: float
     """When the end was known: the last event, the error, or the cut."""
     status: str
-    """OK, a gRPC status's name, HTTP_404 and its like, CUT, LEFT or PROTOCOL."""
+    """OK, a gRPC status's name, HTTP_404 and its like, or one of the names above."""
     error: str = ""
     """The message that came with it."""
     conduct: Conduct = Conduct.NORMAL
     prompt_tokens: int = 0
     """0 where the server did not say."""
     completion_tokens: int = 0
-    """As counted by the client; over HTTP by the server's usage, where it sends one."""
+    """As counted by the client; over HTTP by the server's usage, and 0 where it sends none."""
     finish_reason: str = ""
     server: ServerTimings | None = None
     token_ids: tuple[int, ...] = ()
@@ -69,5 +77,10 @@ class Record:
 
     @property
     def failed(self) -> bool:
-        """It was refused or broke off. One that the run cut or its client left did not; a BAD one is meant to."""
+        """It was refused, or broke off. One that the run cut or its client left did not; a BAD one is meant to."""
         return self.status not in (OK, LEFT, CUT) and self.conduct is not Conduct.BAD
+
+    @property
+    def refused(self) -> bool:
+        """It failed because the server had no room for it."""
+        return self.failed and self.status in REFUSED

@@ -5,10 +5,9 @@ Milliseconds and seconds stand in the names. What could not be known is None, ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 
+from tramontane.client.loadtest.finding import EXIT_STATUSES, Finding, Severity, worst_first
 from tramontane.client.loadtest.plan import Load
 
 MEASURES = {
@@ -91,9 +90,18 @@ class Counts:
     sent: int
     completed: int
     failed: int
-    """`Record.failed`: ended with an error; CUT and LEFT ones did not."""
+    """`Record.failed`: ended with an error, refused ones included; CUT and LEFT ones did not."""
     cut: int
     by_status: dict[str, int]
+    refused: int = 0
+    """`Record.refused`: those of the failed that the server had no room for."""
+    first_errors: dict[str, str] = field(default_factory=dict)
+    """By status, the message of the first request that ended with it."""
+
+    @property
+    def broken(self) -> int:
+        """Requests that got no answer and no refusal either."""
+        return self.failed - self.refused + self.cut
 
     @property
     def mostly_unserved(self) -> bool:
@@ -230,35 +238,6 @@ class FaultReport:
     """Why it could not be done, where it could not."""
 
 
-class Severity(StrEnum):
-    """What a finding means for the run. Sorted from worst."""
-
-    WRONG = "wrong"
-    """The server gave wrong answers. Exit status 1."""
-    INVALID = "invalid"
-    """The figures cannot be trusted. Exit status 4."""
-    MISSED = "missed"
-    """An objective was not kept. Exit status 3."""
-    NOTE = "note"
-    """The reader should know."""
-
-
-_EXIT_STATUSES = {Severity.WRONG: 1, Severity.INVALID: 4, Severity.MISSED: 3, Severity.NOTE: 0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One sentence that the reader must not miss."""
-
-    severity: Severity
-    text: str
-
-
-def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings in the order in which they must be read."""
-    return tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity)))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Second:
     """One second of the timeline."""
@@ -290,6 +269,8 @@ class TargetInfo:
     vocabulary_tokens: int | None = None
     has_tokenizer: bool = True
     row_invariant: bool = False
+    unsent: tuple[str, ...] = ()
+    """Optional fields that were not sent, since this server is not known to take them."""
 
     @property
     def tells_token_ids(self) -> bool:
@@ -367,6 +348,8 @@ class RunResult:
     findings: tuple[Finding, ...]
     timeline: tuple[Second, ...]
     samples: Samples = field(default_factory=Samples)
+    refusals: Distribution | None = None
+    """How long refused requests waited for their refusal, from sending, in milliseconds; None where none was."""
 
     @property
     def worst(self) -> Severity | None:
@@ -377,7 +360,7 @@ class RunResult:
     @property
     def exit_status(self) -> int:
         """0; 1 for wrong answers, else 4 for figures that cannot be trusted, else 3 for a missed objective."""
-        return 0 if self.worst is None else _EXIT_STATUSES[self.worst]
+        return 0 if self.worst is None else EXIT_STATUSES[self.worst]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

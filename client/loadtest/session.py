@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.generator.asking_again import Again, ask_again
 from tramontane.client.loadtest.generator.ceiling import measure_ceiling
+from tramontane.client.loadtest.generator.counting import count_tokens
 from tramontane.client.loadtest.generator.faults import Fault
 from tramontane.client.loadtest.generator.observation import Generator, observe
 from tramontane.client.loadtest.generator.target import Target, open_target
@@ -20,18 +22,13 @@ from tramontane.client.loadtest.judging.agreement import across_levels, pair
 from tramontane.client.loadtest.judging.assessment import Setting, assess
 from tramontane.client.loadtest.judging.checks import check, disagreement
 from tramontane.client.loadtest.judging.server_view import machine
-from tramontane.client.loadtest.plan import Plan
+from tramontane.client.loadtest.load.counting import check_fit, uncertain
+from tramontane.client.loadtest.load.schedule import Schedule
+from tramontane.client.loadtest.load.workload import Workload
+from tramontane.client.loadtest.plan import Conduct, Plan
 from tramontane.client.loadtest.progress import Progress
 from tramontane.client.loadtest.record import Record
-from tramontane.client.loadtest.result import (
-    Checks,
-    Finding,
-    Objective,
-    RunResult,
-    Severity,
-    SweepResult,
-    TargetInfo,
-)
+from tramontane.client.loadtest.result import Checks, Objective, RunResult, SweepResult, TargetInfo
 from tramontane.client.loadtest.search import Search
 
 
@@ -70,6 +67,7 @@ class Session:
         self._setting = setting
         self._progress = progress
         self._stopping = asyncio.Event()
+        self._counts: dict[str, int] = {}
 
     @property
     def info(self) -> TargetInfo:
@@ -86,6 +84,23 @@ class Session:
         self._progress.say("stopping; once more to give up")
         self._stopping.set()
 
+    async def plan(self, schedule: Schedule, workload: Workload) -> Plan:
+        """The schedule's requests. Raises ValueError where the workload does not fit the model."""
+        counts = await self.count(schedule.texts_to_count(workload, self.info))
+        plan = schedule.plan(workload, self.info, counts)
+        context = self.info.context_tokens
+        texts = uncertain(((a.prompt, a.max_tokens) for a in plan.asks if a.conduct is not Conduct.BAD), context)
+        check_fit(plan.asks, await self.count(texts), context)
+        return plan
+
+    async def count(self, texts: Sequence[str]) -> Mapping[str, int]:
+        """How many tokens each text is to the server; none of them where it has no tokenizer to ask."""
+        new = [text for text in texts if text not in self._counts] if self.info.has_tokenizer else []
+        if new and self.info.kind == "grpc":
+            self._progress.say(f"counting the tokens of {len(new):,} text{'s' * (len(new) > 1)}")
+            self._counts |= await count_tokens(new, self._target)
+        return self._counts
+
     async def run(self, plan: Plan, *, alone: int | None = None) -> Run:
         """Carry out one plan. Raises what `observe` does."""
         wishes = self._wishes
@@ -93,7 +108,7 @@ class Session:
         checks = await self._check(plan, seen.records, wishes.alone if alone is None else alone)
         return Run(plan=plan, records=seen.records, result=assess(plan, seen, self._setting, checks))
 
-    async def sweep(self, search: Search, plan_at: Callable[[float], Plan]) -> tuple[SweepResult, list[Run]]:
+    async def sweep(self, search: Search, plan_at: Callable[[float], Awaitable[Plan]]) -> tuple[SweepResult, list[Run]]:
         """Run one rate after another until the highest that keeps all objectives is known.
 
         A rate holds when every objective is met, the open requests did not pile up, and the generator kept up.
@@ -103,7 +118,7 @@ class Session:
         while (rate := search.next_rate()) is not None and not ended_by:
             try:
                 # Later levels are compared with the first, which is compared with requests alone.
-                run = await self.run(plan_at(rate), alone=0 if runs else None)
+                run = await self.run(await plan_at(rate), alone=0 if runs else None)
             except ConnectionError as error:
                 if not runs:
                     raise

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from tramontane.client.loadtest.generator.target import Answer, Leave, OnTokens, Target
 from tramontane.client.loadtest.plan import Ask, Conduct, Load, Plan
-from tramontane.client.loadtest.record import CUT, LEFT, PROTOCOL, Record
+from tramontane.client.loadtest.record import CUT, LEFT, UNREADABLE, Record
 
 Report: TypeAlias = Callable[[Record], None]
 
@@ -101,7 +101,7 @@ async def _request(ask: Ask, due_s: float, target: Target, pace: Pace, report: R
         answer = Answer(status=CUT, error="the run ended first", completion_tokens=sum(tokens))
     except Exception as error:
         # Whatever a server sends, no request may vanish from the figures.
-        answer = Answer(status=PROTOCOL, error=f"{type(error).__name__}: {error}", completion_tokens=sum(tokens))
+        answer = Answer(status=UNREADABLE, error=f"{type(error).__name__}: {error}", completion_tokens=sum(tokens))
     report(
         Record(
             number=ask.number,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tramontane.client.aio import AsyncClient
 from tramontane.client.channel import ClientOptions, Tls
-from tramontane.client.errors import ProtocolError, StatusError
+from tramontane.client.errors import InvalidArgument, ProtocolError, ResourceExhausted, StatusError
 from tramontane.client.loadtest.generator.target import Answer, Leave, OnTokens, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL, ServerTimings
@@ -30,6 +30,7 @@ class GrpcTarget:
             tls=_tls(options) if options.encrypts else None,
             token=options.read_token(),
             clear_token=options.clear_token,
+            # Nothing is sent twice behind the measurement's back: no retry, no waiting.
             attempts=1,
             wait=False,
         )
@@ -98,6 +99,15 @@ class GrpcTarget:
             return ended(error.code.name, error.message)
         except ProtocolError as error:
             return ended(PROTOCOL, error.message)
+
+    async def count_tokens(self, text: str) -> int | None:
+        """By the model's own tokenizer."""
+        try:
+            return len(await self._client.tokenize(text, model=self._model))
+        except (InvalidArgument, ResourceExhausted):
+            return None  # longer than the server reads
+        except StatusError as error:
+            raise ConnectionError(f"{self._address}: {error}") from None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """As the continuation of some text."""

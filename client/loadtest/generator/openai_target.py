@@ -6,26 +6,37 @@ message of one token, and the completion's length is what the server's usage say
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tramontane.client.channel import is_local
-from tramontane.client.loadtest.generator.target import Answer, Leave, OnTokens, TargetOptions
+from tramontane.client.loadtest.generator.chunks import ERROR_LIMIT, Chunk, Refusal, error_message, read_chunk
+from tramontane.client.loadtest.generator.server_sent_events import EVENT_LIMIT_BYTES, EventReader
+from tramontane.client.loadtest.generator.target import OPTIONAL, Answer, Leave, OnTokens, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
-from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL
+from tramontane.client.loadtest.record import INCOMPLETE, LEFT, OK, UNREADABLE
 from tramontane.client.loadtest.result import TargetInfo
 from tramontane.client.types import Stats
 
-ERROR_LIMIT = 300
-"""Bytes of a server's error that are read, and characters that are kept."""
-LINE_LIMIT_BYTES = 2**20
-"""Of one event."""
+_TAKEN_BY = {
+    "vllm": OPTIONAL,
+    "sglang": OPTIONAL,
+    "llamacpp": OPTIONAL,
+    "tramontane": OPTIONAL,
+    "library": ("seed", "stream_options"),  # Ollama
+    "openai": ("seed", "stream_options"),
+    "openai-internal": ("seed", "stream_options"),
+    "system": ("seed", "stream_options"),  # OpenAI's newer models
+}
+"""The optional fields that a server takes, by what its `/models` says in `owned_by`. Others may answer 422 to them."""
+_NO_LIST = (404, 405, 501)
+"""How servers without `/models` answer to it."""
 
 
 class OpenAITarget:
@@ -48,20 +59,32 @@ class OpenAITarget:
             raise ValueError(f"the key would travel to {url.netloc} in clear; use https, or --clear-token")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._model = options.model
+        self._sent: set[str] = set(options.send)
         self._session: aiohttp.ClientSession | None = None
 
     async def describe(self) -> TargetInfo:
-        """The model that is asked for, or the first that the server lists."""
+        """The model that is asked for, or the first that the server lists. One without a list serves what is asked."""
+        owners = await self._list_models()
+        if not owners and self._model is not None:
+            owners = {self._model: ""}
+        if not owners or self._model not in (None, *owners):
+            raise ConnectionError(f"{self._base} serves {', '.join(owners) or 'nothing'}, and model is {self._model!r}")
+        self._model = self._model or next(iter(owners))
+        self._sent = {*_TAKEN_BY.get(owners[self._model], ()), *self._options.send}
+        unsent = tuple(name for name in OPTIONAL if name not in self._sent)
+        return TargetInfo(kind="openai", address=self._base, model=self._model, unsent=unsent)
+
+    async def _list_models(self) -> dict[str, str]:
+        """Their names, each with its `owned_by`; empty where the server has no list."""
         try:
             async with self._open().get(f"{self._base}/models") as response:
+                if response.status in _NO_LIST:
+                    return {}
                 response.raise_for_status()
-                names = [str(model["id"]) for model in (await response.json())["data"]]
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+                models = (await response.json(content_type=None))["data"]
+                return {str(model["id"]): str(model.get("owned_by")) for model in models}
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConnectionError(f"{self._base}/models: {error or type(error).__name__}") from None
-        if not names or self._model not in (None, *names):
-            raise ConnectionError(f"{self._base} serves {', '.join(names) or 'nothing'}, and model is {self._model!r}")
-        self._model = self._model or names[0]
-        return TargetInfo(kind="openai", address=self._base, model=self._model)
 
     async def send(self, ask: Ask, on_tokens: OnTokens) -> Answer:
         """One streamed completion, on a connection of its own where the ask's conduct says so."""
@@ -76,20 +99,25 @@ class OpenAITarget:
         try:
             async with session.post(f"{self._base}/{path}", json=self._body(ask)) as response:
                 if response.status != 200:
-                    body = await response.content.read(ERROR_LIMIT)
-                    return reading.answer(f"HTTP_{response.status}", body.decode(errors="replace"))
-                async for event in _events(response):
-                    if reading.take(event):
+                    return reading.answer(f"HTTP_{response.status}", error_message(await _whole(response)))
+                async for chunk in _chunks(response):
+                    if reading.take(chunk):
                         await on_tokens(1)
         except Leave:
             return reading.answer(LEFT)
+        except Refusal as refusal:
+            return reading.answer(refusal.status, str(refusal))
         except TimeoutError:
             return reading.answer("DEADLINE_EXCEEDED", f"{self._options.timeout_s:g} s are over")
         except (aiohttp.ClientError, OSError) as error:
             return reading.answer("UNAVAILABLE", str(error) or type(error).__name__)
         except (ValueError, HttpProcessingError) as error:
-            return reading.answer(PROTOCOL, str(error)[:ERROR_LIMIT])
+            return reading.answer(UNREADABLE, str(error)[:ERROR_LIMIT])
         return reading.end()
+
+    async def count_tokens(self, text: str) -> int | None:
+        """It cannot say."""
+        return None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """It cannot say."""
@@ -114,7 +142,6 @@ class OpenAITarget:
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=connections, ssl=self._tls()),
             timeout=aiohttp.ClientTimeout(total=self._options.timeout_s),
-            read_bufsize=LINE_LIMIT_BYTES,
         )
 
     def _tls(self) -> ssl.SSLContext | bool:
@@ -133,76 +160,89 @@ class OpenAITarget:
             "model": self._model,
             "max_tokens": ask.max_tokens,
             "temperature": ask.temperature,
-            "seed": ask.seed,
             "stream": True,
-            "stream_options": {"include_usage": True},
         }
         body |= {"messages": [{"role": "user", "content": prompt}]} if self._options.chat else {"prompt": prompt}
-        optional = {"top_k": ask.top_k, "top_p": ask.top_p, "stop": list(ask.stop), "ignore_eos": ask.ignore_eos}
-        return body | {name: value for name, value in optional.items() if value}
+        if "seed" in self._sent:
+            body["seed"] = ask.seed
+        if "stream_options" in self._sent:
+            body["stream_options"] = {"include_usage": True}
+        if "ignore_eos" in self._sent and ask.ignore_eos:
+            body["ignore_eos"] = True
+        chosen = {"top_k": ask.top_k, "top_p": ask.top_p, "stop": list(ask.stop)}
+        return body | {name: value for name, value in chosen.items() if value}
 
 
 class _Reading:
-    """What the events of one stream have brought so far."""
+    """What the chunks of one stream have brought so far."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._reason = ""
-        self._usage: dict[str, Any] = {}
+        self._usage: Mapping[str, Any] = {}
+        self._done = False
 
-    def take(self, event: dict[str, Any]) -> bool:
-        """True where the event brings content. Raises ValueError where it is none of a completion's."""
-        if "error" in event:
-            raise ValueError(f"the server ended the stream: {event['error']}")
-        self._usage = event.get("usage") or self._usage
-        content = ""
-        for choice in event.get("choices") or ():
-            content += choice.get("text") or _said(choice.get("delta") or {})
-            self._reason = choice.get("finish_reason") or self._reason
-        self._texts.append(content)
-        return bool(content)
+    def take(self, chunk: Chunk | None) -> bool:
+        """True where the chunk brings content; None is the word that there will be no more."""
+        if chunk is None:
+            self._done = True
+            return False
+        self._usage = chunk.usage or self._usage
+        self._reason = chunk.finish_reason or self._reason
+        if chunk.content:
+            self._texts.append(chunk.content)
+        return bool(chunk.content)
 
     def end(self) -> Answer:
         """The stream ended by itself."""
-        if not self._reason:
-            return self.answer(PROTOCOL, "the stream ended without a finish_reason")
+        if not (self._reason or self._done):
+            return self.answer(INCOMPLETE, "the stream ended with neither a finish_reason nor [DONE]")
         return self.answer(OK)
 
     def answer(self, status: str, error: str = "") -> Answer:
         """With what was read until then."""
-        messages = sum(map(bool, self._texts))
         return Answer(
             status=status,
             error=error,
-            prompt_tokens=_count(self._usage.get("prompt_tokens"), 0),
-            completion_tokens=_count(self._usage.get("completion_tokens"), messages),
-            finish_reason=str(self._reason),
+            prompt_tokens=_count(self._usage.get("prompt_tokens")),
+            completion_tokens=_count(self._usage.get("completion_tokens")),
+            finish_reason=self._reason,
             text="".join(self._texts),
         )
 
 
-def _said(delta: dict[str, Any]) -> str:
-    """A chat's words. What a model thinks before it answers was waited for just as well."""
-    return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+def _count(told: object) -> int:
+    return told if isinstance(told, int) and told >= 0 else 0
 
 
-def _count(told: object, otherwise: int) -> int:
-    return told if isinstance(told, int) and told >= 0 else otherwise
-
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events, to `[DONE]` or the end.
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Chunk | None]:
+    """What the server sends, to its end or `[DONE]`, for which None stands. A server that does not stream sends one.
 
     Raises:
-        ValueError: an event is longer than the limit, or no JSON object.
+        Refusal: the server says that the request failed.
+        ValueError: something cannot be decoded.
     """
-    async for line in response.content:
-        field, _, value = line.partition(b":")
-        if field.strip() != b"data":
-            continue  # blank lines part events; comments keep connections alive
-        if value.strip() == b"[DONE]":
-            return
-        event = msgspec.json.decode(value)
-        if not isinstance(event, dict):
-            raise ValueError(f"an event is no JSON object: {value[:ERROR_LIMIT]!r}")
-        yield event
+    if response.content_type == "application/json":
+        yield read_chunk(await _whole(response))
+        return
+    reader = EventReader()
+    async for piece in response.content.iter_any():
+        for event, data in reader.feed(piece):
+            if data.strip() == b"[DONE]":
+                yield None
+                return
+            if data.strip():  # a relay's keep-alive may be empty
+                yield read_chunk(data, event)
+    for event, data in reader.end():
+        if data.strip() == b"[DONE]":
+            yield None
+        with contextlib.suppress(ValueError):  # it was cut short
+            yield read_chunk(data, event)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as anybody would read it."""
+    body = b""
+    while len(body) < EVENT_LIMIT_BYTES and (piece := await response.content.read(EVENT_LIMIT_BYTES - len(body))):
+        body += piece
+    return body

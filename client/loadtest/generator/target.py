@@ -12,6 +12,9 @@ from tramontane.client.loadtest.record import ServerTimings
 from tramontane.client.loadtest.result import TargetInfo
 from tramontane.client.types import Stats
 
+OPTIONAL = ("seed", "stream_options", "ignore_eos")
+"""Fields of an HTTP request that decide or tell more, and that some servers refuse."""
+
 OnTokens: TypeAlias = Callable[[int], Awaitable[None]]
 """Called as soon as a message that brings tokens is read, with how many. May wait (a slow reader) or raise `Leave`."""
 
@@ -60,6 +63,8 @@ class TargetOptions:
     """Let the token travel beyond this machine without TLS."""
     chat: bool = False
     """HTTP: use /chat/completions instead of /completions."""
+    send: tuple[str, ...] = ()
+    """HTTP: those of OPTIONAL that are sent even to a server that is not known to take them."""
 
     @property
     def is_http(self) -> bool:
@@ -93,6 +98,13 @@ class Target(Protocol):
 
     async def send(self, ask: Ask, on_tokens: OnTokens) -> Answer:
         """Send one request and read it to its end. Every outcome is an answer; only cancellation raises."""
+
+    async def count_tokens(self, text: str) -> int | None:
+        """How many tokens a prompt of this text has, its BOS included; None where the server cannot say.
+
+        Raises:
+            ConnectionError: it does not answer.
+        """
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """The text that the ids print as a continuation; None where the server cannot say."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tramontane import __version__
+from tramontane.client.loadtest.finding import Finding, Severity, worst_first
 from tramontane.client.loadtest.generator.observation import Generator, Observation
 from tramontane.client.loadtest.judging.checks import findings_of_checks
 from tramontane.client.loadtest.judging.drift import drift_findings, leftovers
@@ -21,15 +22,12 @@ from tramontane.client.loadtest.record import CUT
 from tramontane.client.loadtest.result import (
     Ceiling,
     Checks,
-    Finding,
     GeneratorLag,
     Machine,
     Objective,
     RunResult,
     ServerView,
-    Severity,
     TargetInfo,
-    worst_first,
 )
 
 
@@ -88,11 +86,13 @@ def assess(plan: Plan, seen: Observation, setting: Setting, checks: Checks | Non
                 *(findings_of_checks(checks) if checks else ()),
                 *findings_of_figures(measured, load, lag, is_stationary, silences),
                 *shared_machine(cores, setting.machine.cores),
+                *_on_the_target(setting.target),
                 *_on_the_run(seen, plan, window_s),
             ]
         ),
         timeline=seconds(seen.records, seen.until_s),
         samples=measured.samples,
+        refusals=measured.refusals,
     )
 
 
@@ -108,7 +108,14 @@ def _server(seen: Observation) -> ServerView | None:
     return view(seen.before.stats, seen.after.stats, elapsed_s)
 
 
+def _on_the_target(target: TargetInfo) -> Iterator[Finding]:
+    if target.unsent:
+        text = f"{', '.join(target.unsent)} were not sent, as this server is not known to take them; --send sends them"
+        yield Finding(severity=Severity.NOTE, text=text)
+
+
 def _on_the_run(seen: Observation, plan: Plan, window_s: tuple[float, float]) -> Iterator[Finding]:
+    yield from (Finding(severity=Severity.NOTE, text=note) for note in plan.notes)
     yield from drift_findings(seen.records, window_s)
     yield from leftovers(seen.at_rest)
     if seen.stopped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.generator.asking_again import Again
 from tramontane.client.loadtest.judging.agreement import (
     EXAMPLES,
@@ -20,13 +21,14 @@ from tramontane.client.loadtest.judging.agreement import (
     wrong_text,
 )
 from tramontane.client.loadtest.plan import Conduct
-from tramontane.client.loadtest.record import CUT, OK, PROTOCOL
-from tramontane.client.loadtest.result import Checks, Finding, Severity
+from tramontane.client.loadtest.record import CUT, OK, PROTOCOL, REFUSED, STREAM_ERROR, UNREADABLE
+from tramontane.client.loadtest.result import Checks
 
-REFUSALS = frozenset({"INVALID_ARGUMENT", "HTTP_400", "HTTP_422"})
+REFUSALS = frozenset({"INVALID_ARGUMENT", "HTTP_400", "HTTP_422", STREAM_ERROR})
 """How a request that cannot be served must end."""
-UNREAD = frozenset({"UNAVAILABLE", "HTTP_503", CUT})
-"""Ends of requests that no server has looked at: they say nothing about what it would have refused."""
+UNREAD = frozenset({"UNAVAILABLE", "HTTP_503", CUT, UNREADABLE}) | REFUSED
+"""Ends of requests that no server has looked at, or that nobody could read: they say nothing about what it would have
+refused."""
 
 
 def check(asked: Sequence[Asked], again: Again, *, must_match: bool) -> Checks:

@@ -27,9 +27,10 @@ from enum import StrEnum
 import numpy as np
 from scipy import special
 
+from tramontane.client.loadtest.finding import Severity
 from tramontane.client.loadtest.judging.quantiles import LEAST_BEYOND, Floats, beyond, quantile
 from tramontane.client.loadtest.judging.resampling import BLOCKS, Draws, blocks_of, draws, rerun_quantiles, rerun_sums
-from tramontane.client.loadtest.result import CONFIDENCE, RunResult, Severity
+from tramontane.client.loadtest.result import CONFIDENCE, RunResult
 
 LEAST_WINDOW_S = 5.0
 """A window below has blocks shorter than a request."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.judging.latency import values_ms
 from tramontane.client.loadtest.judging.measures import JUDGED
 from tramontane.client.loadtest.judging.quantiles import grouped_distribution
 from tramontane.client.loadtest.record import Record
-from tramontane.client.loadtest.result import Finding, Quantile, Severity
+from tramontane.client.loadtest.result import Quantile
 from tramontane.client.types import Stats
 
 LEAST_WINDOW_S = 60.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.judging.measures import Measured
 from tramontane.client.loadtest.judging.quantiles import LEAST_BEYOND, beyond
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.result import Distribution, Finding, GeneratorLag, ObjectiveResult, Severity, Stall
+from tramontane.client.loadtest.result import Distribution, GeneratorLag, ObjectiveResult, Stall
 
 SPOILING_SHARE = 0.1
 LEAST_LAG_MS = 2.0
@@ -76,14 +77,18 @@ def _on_answers(measured: Measured) -> Iterable[Finding]:
         yield Finding(severity=Severity.INVALID, text="no request arrived in the measured window")
     elif not counts.completed:
         yield Finding(severity=Severity.INVALID, text=f"none of {counts.sent} requests was completed")
-    elif counts.mostly_unserved:
+    elif counts.broken > counts.sent / 2:
         text = f"{counts.failed} of {counts.sent} requests failed and {counts.cut} were cut: most were not served"
         yield Finding(severity=Severity.INVALID, text=text)
     elif counts.failed or counts.cut:
+        refused = f" ({counts.refused} refused)" if counts.refused else ""
         yield _note(
-            f"{counts.failed} of {counts.sent} requests failed and {counts.cut} were cut;"
+            f"{counts.failed} of {counts.sent} requests failed{refused} and {counts.cut} were cut;"
             " latencies are those of the others, objectives count them as missed"
         )
+    if measured.unreadable:
+        text = f"{len(measured.unreadable)} answers could not be decoded; the first: {measured.unreadable[0]}"
+        yield Finding(severity=Severity.INVALID, text=text)
     if measured.empty:
         yield _note(f"{measured.empty} completed requests brought no token; objectives count them as missed")
     if measured.uncounted:

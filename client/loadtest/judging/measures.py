@@ -7,7 +7,9 @@ Who counts where, with a window of [10 s, 60 s):
 - Latencies: completed requests. Of the others one knows only that they took longer; objectives take them for infinite.
 - Tokens per second: every token that came in the window, whosever it is, for the server made it. A prompt's tokens
   count when its first token comes, for then they have been read.
-- Requests per second, goodput: requests that ended in the window.
+- Requests per second, goodput: requests that ended in the window. Only one that was answered in full, within its
+  deadline and every objective, is goodput.
+- Refusals: their own latency, from sending to the status. They fail objectives and are no goodput, however quick.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tramontane.client.loadtest.judging.latency import tokens, tokens_by_message
 from tramontane.client.loadtest.judging.objectives import answered, met_all, verdicts
 from tramontane.client.loadtest.judging.quantiles import distribution, grouped_distribution
 from tramontane.client.loadtest.plan import Conduct, Load
-from tramontane.client.loadtest.record import CUT, Record
+from tramontane.client.loadtest.record import CUT, UNREADABLE, Record
 from tramontane.client.loadtest.result import (
     MEASURES,
     Breakdown,
@@ -49,6 +51,7 @@ class Measured:
     throughput: Throughput
     objectives: tuple[ObjectiveResult, ...]
     breakdown: Breakdown | None
+    refusals: Distribution | None
     send_lag: Distribution | None
     """For `GeneratorLag`."""
     samples: Samples
@@ -56,23 +59,28 @@ class Measured:
     """Completed requests without a single token."""
     uncounted: int
     """Completed requests whose tokens the server did not count; one per message is assumed."""
+    unreadable: tuple[str, ...]
+    """Of each request whose answer could not be decoded, what was wrong with it."""
 
 
 def measure(records: Sequence[Record], load: Load, window_s: Window, objectives: Sequence[Objective]) -> Measured:
     """All figures of the requests in the window."""
     arrived = sorted((record for record in records if _within(record.intended_s, window_s)), key=_intended)
+    counted = [record for record in arrived if record.conduct in COUNTED]
     judged = [record for record in arrived if record.conduct in JUDGED]
     completed = [record for record in judged if record.ok]
     return Measured(
-        counts=_counts([record for record in arrived if record.conduct in COUNTED]),
+        counts=_counts(counted),
         latencies=_latencies(completed),
         throughput=_throughput(records, judged, load, window_s, objectives),
         objectives=verdicts(judged, objectives, is_open=load.is_open),
         breakdown=_breakdown(completed),
+        refusals=distribution([(each.ended_s - each.sent_s) * 1000 for each in counted if each.refused]),
         send_lag=distribution([(record.sent_s - record.intended_s) * 1000 for record in arrived]),
         samples=_samples(completed, objectives),
         empty=sum(not answered(record) for record in completed),
         uncounted=sum(answered(record) and not record.completion_tokens for record in completed),
+        unreadable=tuple(record.error for record in sorted(records, key=_intended) if record.status == UNREADABLE),
     )
 
 
@@ -86,12 +94,18 @@ def _intended(record: Record) -> float:
 
 def _counts(counted: Sequence[Record]) -> Counts:
     by_status = Counter(record.status for record in counted)
+    first_errors: dict[str, str] = {}
+    for record in counted:
+        if record.error:
+            first_errors.setdefault(record.status, record.error)
     return Counts(
         sent=len(counted),
         completed=sum(record.ok for record in counted),
         failed=sum(record.failed for record in counted),
         cut=by_status[CUT],
         by_status={status: count for status, count in by_status.most_common() if count},
+        refused=sum(record.refused for record in counted),
+        first_errors=first_errors,
     )
 
 

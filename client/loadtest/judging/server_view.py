@@ -17,7 +17,8 @@ from typing import TypeAlias, TypeVar
 
 import psutil
 
-from tramontane.client.loadtest.result import Finding, Machine, ProcessShare, ServerView, Severity
+from tramontane.client.loadtest.finding import Finding, Severity
+from tramontane.client.loadtest.result import Machine, ProcessShare, ServerView
 from tramontane.client.types import ProcessStats, RouterStats, StageStats, Stats
 
 SHARED_ABOVE = 0.1

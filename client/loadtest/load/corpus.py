@@ -1,8 +1,9 @@
 """Where prompts come from, when their lengths are chosen by the run: random ids, made-up text, a text file.
 
 `prompt_file.py` reads prompts that are there already. A text's tokens are known to the server's tokenizer only; here
-they are taken from its characters, about 4 a token for English and the vocabularies of large models. 100 tokens are
-then 400 characters.
+they are taken from its characters: of ASCII about 4 a token, as English has with the vocabularies of large models, and
+each other character for a token of its own. 100 tokens are then 400 English characters, or 100 Chinese ones. Where it
+matters whether a prompt fits, a server with a tokenizer is asked (`counting.py`).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class TextFile:
                 f"{self.name} holds {len(self.text):,} characters; a prompt of {tokens:,} tokens needs {wanted:,}"
             )
         start = _line_start(self.text, int(generator.integers(0, len(self.text) - wanted, endpoint=True)))
-        return self.text[start : start + wanted].rstrip()
+        return _cut(self.text[start : start + wanted], tokens, self.characters_per_token).rstrip()
 
     def __str__(self) -> str:
         return f"slices of {self.name}, {self.characters_per_token:g} characters a token"
@@ -162,8 +163,21 @@ def characters(tokens: int, characters_per_token: float) -> int:
 
 
 def estimated_tokens(text: str, characters_per_token: float) -> int:
-    """What a text is taken to be; at least one."""
-    return max(1, round(len(text) / characters_per_token))
+    """What a text is taken to be; at least one.
+
+    >>> estimated_tokens("four words of ASCII", 4.0), estimated_tokens("天地玄黃", 4.0)
+    (5, 4)
+    """
+    ascii_only = len(text.encode("ascii", errors="ignore"))
+    return max(1, round(ascii_only / characters_per_token) + len(text) - ascii_only)
+
+
+def _cut(text: str, tokens: int, characters_per_token: float) -> str:
+    """As much of the text as is taken to be so many tokens."""
+    if text.isascii():
+        return text  # its length was chosen so
+    costs = np.fromiter((1 / characters_per_token if sign.isascii() else 1.0 for sign in text), float, len(text))
+    return text[: max(1, int(np.searchsorted(costs.cumsum(), tokens, side="right")))]
 
 
 def _line_start(text: str, at: int) -> int:

@@ -9,16 +9,19 @@ greatest length, or an open one's median), a completion where the context ends.
 
     context 1,000; prompts log-normal, completions 128           a prompt of 950 becomes 872
 
-A file's prompts that do not fit are left out. The tokens of a text are estimates, so that one which fits here may still
-be a little too long for the server.
+A file's prompts that do not fit are passed over, and counted with what else was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil
 
+from tramontane.client.loadtest.load.corpus import Prompt
+from tramontane.client.loadtest.load.counting import Counts, counted
 from tramontane.client.loadtest.load.lengths import Fixed, Lengths, LogNormal
+from tramontane.client.loadtest.load.passed_over import Tally, Unusable
 from tramontane.client.loadtest.load.prompt_file import Given, PromptFile
 
 DEFAULT_LENGTH = Fixed(128)
@@ -49,23 +52,57 @@ def fitted(
     return [(min(asked, longest), min(tokens, room - min(asked, longest))) for asked, tokens in drawn]
 
 
-def fitting(file: PromptFile, completion: Lengths | None, before: int, context: int | None) -> list[Given]:
-    """The file's prompts that leave room for their completion.
+def fitting(
+    file: PromptFile,
+    completion: Lengths | None,
+    before: int,
+    *,
+    vocabulary: int | None,
+    context: int | None,
+    counts: Counts,
+    text_only: bool = False,
+) -> PromptFile:
+    """The file with those prompts alone that the model can be asked, each with its tokens as they were counted.
+
+    `before` are the tokens ahead of each prompt; with `text_only` they are text, so that ids cannot follow.
 
     Raises:
         ValueError: there is none.
     """
-    usable = []
-    for given in file.prompts:
-        needed = (given.max_tokens or DEFAULT_LENGTH.tokens) if completion is None else _needed(completion)
-        if context is None or before + given.tokens + needed <= context:
+    tally, usable = Tally(file.passed_over), []
+    for each in file.prompts:
+        given = each._replace(tokens=counted(each.prompt, counts, each.tokens))
+        try:
+            check_ids(given.prompt, vocabulary)
+            if text_only and not isinstance(given.prompt, str):
+                raise Unusable("prompt is token ids, and prefixes go before text only")
+            check_room(before + given.tokens, needed(given, completion), context)
+        except Unusable as unusable:
+            tally.add(str(unusable), given.line)
+        else:
             usable.append(given)
     if not usable:
-        raise ValueError(
-            f"{file.name} holds no prompt that fits, with {before} tokens of prefix and its completion, "
-            f"into the context of {context:,}"
-        )
-    return usable
+        sentences = tally.passed_over.sentences(file.name)
+        raise ValueError("; ".join((f"{file.name} holds no prompt that this model can be asked", *sentences)))
+    return replace(file, prompts=tuple(usable), passed_over=tally.passed_over)
+
+
+def needed(given: Given, completion: Lengths | None) -> int:
+    """Tokens that the prompt's completion needs room for."""
+    return (given.max_tokens or DEFAULT_LENGTH.tokens) if completion is None else _needed(completion)
+
+
+def check_ids(prompt: Prompt, vocabulary: int | None) -> None:
+    """Raises Unusable for a token id that the model does not have."""
+    if not isinstance(prompt, str) and vocabulary is not None and (highest := max(prompt)) >= vocabulary:
+        raise Unusable(f"prompt holds token id {highest}; it must be below the vocabulary, {vocabulary}")
+
+
+def check_room(tokens: int, max_tokens: int, context: int | None) -> None:
+    """Raises Unusable where prompt and completion do not fit into the context."""
+    if context is not None and tokens + max_tokens > context:
+        problem = f"a prompt of {tokens:,} tokens and max_tokens {max_tokens:,} need {tokens + max_tokens:,}"
+        raise Unusable(f"{problem}; the context is {context:,}")
 
 
 def _needed(lengths: Lengths) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tramontane.client.loadtest.load import arrivals
-from tramontane.client.loadtest.load.trace import read_trace
-from tramontane.client.loadtest.load.workload import Workload, make_asks
-from tramontane.client.loadtest.plan import Ask, Load, Plan
+from tramontane.client.loadtest.load.asks import NOTHING_COUNTED, fitted_to, make_asks, texts_to_count
+from tramontane.client.loadtest.load.counting import Counts
+from tramontane.client.loadtest.load.trace import Recording, replay
+from tramontane.client.loadtest.load.workload import Workload, notes
+from tramontane.client.loadtest.plan import Load, Plan
 from tramontane.client.loadtest.result import TargetInfo
 
 CLOSED_ASKS = 2000
@@ -22,8 +23,8 @@ class Schedule:
     load: Load
     arrivals_s: tuple[float, ...] = ()
 
-    def plan(self, workload: Workload, info: TargetInfo) -> Plan:
-        """The same arrivals with requests of this workload.
+    def plan(self, workload: Workload, info: TargetInfo, counts: Counts = NOTHING_COUNTED) -> Plan:
+        """The same arrivals with requests of this workload; `counts` are of the texts that `texts_to_count` names.
 
         Raises:
             ValueError: the workload does not fit the model, or the run has no arrivals.
@@ -31,12 +32,14 @@ class Schedule:
         count = len(self.arrivals_s) if self.load.is_open else CLOSED_ASKS
         if not count:
             raise ValueError(f"{self.load.kind} gives no arrival within {self.load.duration_s:g} s; let it last longer")
-        return Plan(load=self.load, asks=self._asks(workload, count, info), arrivals_s=self.arrivals_s)
+        seed, vocabulary, context = self.load.seed, info.vocabulary_tokens, info.context_tokens
+        workload = fitted_to(workload, seed, vocabulary=vocabulary, context=context, counts=counts)
+        asks = make_asks(workload, count, seed, vocabulary=vocabulary, context=context, counts=counts)
+        return Plan(load=self.load, asks=asks, arrivals_s=self.arrivals_s, notes=notes(workload))
 
-    def _asks(self, workload: Workload, count: int, info: TargetInfo) -> tuple[Ask, ...]:
-        return make_asks(
-            workload, count, self.load.seed, vocabulary=info.vocabulary_tokens, context=info.context_tokens
-        )
+    def texts_to_count(self, workload: Workload, info: TargetInfo) -> list[str]:
+        """What the server's tokenizer must count before the plan is made."""
+        return texts_to_count(workload, self.load.seed, info.context_tokens)
 
 
 def closed(users: int, duration_s: float, warmup_s: float, seed: int) -> Schedule:
@@ -78,21 +81,32 @@ def as_ramp(rates: tuple[float, float], duration_s: float, warmup_s: float, seed
     return Schedule(load=load, arrivals_s=arrivals_s)
 
 
-def replay(path: Path, speed: float, warmup_s: float, seed: int, info: TargetInfo, characters: float) -> Plan:
-    """A trace's arrivals and requests. Raises OSError or ValueError."""
-    trace = read_trace(
-        path,
+def replayed(
+    recording: Recording,
+    speed: float,
+    warmup_s: float,
+    seed: int,
+    info: TargetInfo,
+    characters: float,
+    counts: Counts = NOTHING_COUNTED,
+) -> Plan:
+    """A trace's arrivals and requests. Raises ValueError."""
+    trace = replay(
+        recording,
         seed,
         vocabulary=info.vocabulary_tokens,
         context=info.context_tokens,
         speed=speed,
         characters_per_token=characters,
+        counts=counts,
     )
     # Just after the last arrival, so that it lies in the window.
     duration_s = trace.arrivals_s[-1] + 0.001
-    detail = f"{path}, {speed:g} times as fast" if speed != 1 else str(path)
+    detail = f"{recording.name}, {speed:g} times as fast" if speed != 1 else recording.name
+    if trace.start:
+        detail += f"; its first arrival, at {trace.start}, is the run's start"
     load = _load("trace", duration_s, warmup_s, seed, rate=len(trace.asks) / duration_s, detail=detail)
-    return Plan(load=load, asks=trace.asks, arrivals_s=trace.arrivals_s)
+    return Plan(load=load, asks=trace.asks, arrivals_s=trace.arrivals_s, notes=trace.notes)
 
 
 def _load(kind: str, duration_s: float, warmup_s: float, seed: int, **words: object) -> Load:

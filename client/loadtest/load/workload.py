@@ -1,34 +1,20 @@
-"""What is asked: the requests of a plan, all decided by options and a seed.
-
-Request k is the same whatever the number of requests, the rate and the misbehaviour of others, so that the levels of a
-sweep, two servers, or a short and a long run differ in nothing else. With `distinct` 3 there are three requests, and
-number 7 repeats number 1: same prompt, same options, same seed, hence the same tokens from a server that is right.
-
-`fitting.py` says what becomes of lengths that do not fit the model's context.
-"""
+"""What users send, as options say it. `asks.py` makes requests of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from tramontane.client.loadtest.load.corpus import Prompt, RandomIds, Source, SyntheticText, TextFile
-from tramontane.client.loadtest.load.fitting import DEFAULT_LENGTH, fitted, fitting
+from tramontane.client.loadtest.load.corpus import RandomIds, SyntheticText, TextFile
+from tramontane.client.loadtest.load.fitting import DEFAULT_LENGTH
 from tramontane.client.loadtest.load.lengths import Lengths
-from tramontane.client.loadtest.load.misbehaviour import check_shares, misbehave
+from tramontane.client.loadtest.load.misbehaviour import check_shares
 from tramontane.client.loadtest.load.prompt_file import PromptFile
-from tramontane.client.loadtest.load.streams import Stream, generator
-from tramontane.client.loadtest.plan import Ask
+from tramontane.client.loadtest.texts import unsendable
 
 Made: TypeAlias = RandomIds | SyntheticText | TextFile
 """Sources that make prompts of any length."""
-
-MAX_REQUESTS = 1_000_000
-SEED_BITS = 31
-"""Of a request's seed: it fits the narrowest field among servers."""
-MAX_HELD = 200_000_000
-"""Tokens of a plan's different prompts together: about 1.6 GB of ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,45 +51,17 @@ class Workload:
             raise ValueError(
                 f"prefixes is {self.prefixes} and prefix_tokens {self.prefix_tokens}; both must be above 0, or both 0"
             )
+        for stop in self.stop:
+            if problem := unsendable(stop):
+                raise ValueError(f"stop {problem}, which cannot be sent")
         if not 0 <= self.pause_s <= 3600:
             raise ValueError(f"pause_s is {self.pause_s:g}; it must lie in 0 .. 3,600")
 
 
-def make_asks(
-    workload: Workload, count: int, seed: int, *, vocabulary: int | None, context: int | None
-) -> tuple[Ask, ...]:
-    """Requests 0 .. count - 1.
-
-    `vocabulary` and `context` are the model's, in tokens; None where the server does not tell.
-
-    Raises:
-        ValueError: lengths do not fit the context, the source cannot make a prompt, or the plan is too large.
-    """
-    if not 0 <= count <= MAX_REQUESTS:
-        raise ValueError(f"requests are {count:,}; they must be 0 .. {MAX_REQUESTS:,}")
-    different = count if workload.distinct is None else min(count, workload.distinct)
-    if isinstance(workload.source, PromptFile):
-        drafts = _read(workload, workload.source, different, seed, vocabulary, context)
-    else:
-        drafts = _made(workload, workload.source, different, seed, vocabulary, context)
-    seeds = generator(seed, Stream.SEEDS).integers(0, 1 << SEED_BITS, different).tolist()
-    asks = []
-    for number in range(count):
-        draft = drafts[number % different]
-        asks.append(
-            Ask(
-                number=number,
-                prompt=draft.prompt,
-                max_tokens=draft.max_tokens,
-                temperature=workload.temperature,
-                top_k=workload.top_k,
-                top_p=workload.top_p,
-                seed=seeds[number % different],
-                stop=workload.stop,
-                ignore_eos=draft.length_is_said if workload.ignore_eos is None else workload.ignore_eos,
-            )
-        )
-    return misbehave(asks, workload.misbehave, seed, pause_s=workload.pause_s, vocabulary=vocabulary, context=context)
+def notes(workload: Workload) -> tuple[str, ...]:
+    """What the report must say of the workload's file: what was passed over, and what was not read."""
+    file = workload.source
+    return (*file.notes, *file.passed_over.sentences(file.name)) if isinstance(file, PromptFile) else ()
 
 
 def describe(workload: Workload) -> str:
@@ -130,94 +88,3 @@ def describe(workload: Workload) -> str:
         parts.append(f"temperature {workload.temperature:g}")
     parts.extend(f"{kind} {100 * share:g} %" for kind, share in workload.misbehave.items() if share)
     return "; ".join(parts)
-
-
-class _Draft(NamedTuple):
-    """What decides a request's work."""
-
-    prompt: Prompt
-    max_tokens: int
-    length_is_said: bool
-    """The workload or its file fixes the completion's length: it shall not end before."""
-
-
-def _made(
-    workload: Workload, source: Made, count: int, seed: int, vocabulary: int | None, context: int | None
-) -> list[_Draft]:
-    """Prompts of drawn lengths."""
-    completion = workload.completion or DEFAULT_LENGTH
-    lengths = list(
-        zip(
-            workload.prompt.sample(generator(seed, Stream.PROMPT_LENGTHS), count),
-            completion.sample(generator(seed, Stream.COMPLETION_LENGTHS), count),
-            strict=True,
-        )
-    )
-    if context is not None:
-        before = workload.prefix_tokens + source.is_text  # the server's BOS
-        lengths = fitted(lengths, workload.prompt, completion, before, context)
-    _check_held(sum(tokens for tokens, _ in lengths) + count * workload.prefix_tokens)
-    prefixes = _prefixes(workload, source, seed, vocabulary)
-    drafts = []
-    for number, (tokens, max_tokens) in enumerate(lengths):
-        prompt = source.prompt(generator(seed, Stream.PROMPTS, number), tokens, vocabulary)
-        drafts.append(_Draft(_prefixed(prefixes, number, prompt), max_tokens, length_is_said=True))
-    return drafts
-
-
-def _read(
-    workload: Workload, file: PromptFile, count: int, seed: int, vocabulary: int | None, context: int | None
-) -> list[_Draft]:
-    """The file's prompts in an order drawn from the seed, over and over."""
-    _check_ids(file, vocabulary, workload.prefixes)
-    _check_held(count * workload.prefix_tokens)
-    completion = workload.completion
-    usable = fitting(file, completion, workload.prefix_tokens, context)
-    order = generator(seed, Stream.ORDER).permutation(len(usable)).tolist()
-    lengths = None if completion is None else completion.sample(generator(seed, Stream.COMPLETION_LENGTHS), count)
-    prefixes = _prefixes(workload, SyntheticText(file.characters_per_token), seed, vocabulary)
-    drafts = []
-    for number in range(count):
-        given = usable[order[number % len(usable)]]
-        max_tokens = lengths[number] if lengths else given.max_tokens or DEFAULT_LENGTH.tokens
-        if context is not None:
-            max_tokens = min(max_tokens, context - workload.prefix_tokens - given.tokens)  # an open tail
-        said = completion is not None or given.max_tokens is not None
-        drafts.append(_Draft(_prefixed(prefixes, number, given.prompt), max_tokens, said))
-    return drafts
-
-
-def _prefixes(workload: Workload, source: Source, seed: int, vocabulary: int | None) -> tuple[Prompt, ...]:
-    return tuple(
-        source.prompt(generator(seed, Stream.PREFIXES, number), workload.prefix_tokens, vocabulary)
-        for number in range(workload.prefixes)
-    )
-
-
-def _prefixed(prefixes: Sequence[Prompt], number: int, prompt: Prompt) -> Prompt:
-    if not prefixes:
-        return prompt
-    prefix = prefixes[number % len(prefixes)]
-    if isinstance(prefix, str):
-        assert isinstance(prompt, str), f"prompt {number} is ids, its prefix text"
-        return f"{prefix} {prompt}"
-    assert not isinstance(prompt, str), f"prompt {number} is text, its prefix ids"
-    return prefix + prompt
-
-
-def _check_ids(file: PromptFile, vocabulary: int | None, prefixes: int) -> None:
-    for given in file.prompts:
-        if isinstance(given.prompt, str):
-            continue
-        if prefixes:
-            raise ValueError(f"{file.name} holds prompts of token ids; prefixes, here {prefixes}, go before text only")
-        if vocabulary is not None and (highest := max(given.prompt)) >= vocabulary:
-            raise ValueError(f"{file.name} holds token id {highest}; it must be below the vocabulary, {vocabulary}")
-
-
-def _check_held(tokens: int) -> None:
-    if tokens > MAX_HELD:
-        raise ValueError(
-            f"prompts hold {tokens:,} tokens together; they must be at most {MAX_HELD:,}: "
-            "ask for fewer or shorter requests, or for `distinct` ones that repeat"
-        )

@@ -4,7 +4,8 @@ The top level is flat and uses the names of vLLM's `bench serve` where they mean
 those files read ours; `result` holds everything, exactly, and is the only part that is read back. Three things to know
 when both tools' files lie side by side: we count the measured window, warm-up and drain cut off; our latencies begin at
 the intended arrival, not at sending; lists are of completed requests only. As there, lists are in seconds and summaries
-in milliseconds.
+in milliseconds. `refused` are among the `failed`, and `p99_refusal_ms` and its like say how long they waited for their
+refusal, from sending.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def _summary(result: RunResult) -> dict[str, Any]:
         "duration": end - start,
         "completed": result.counts.completed,
         "failed": result.counts.failed + result.counts.cut,
+        "refused": result.counts.refused,
         "total_input_tokens": sum(samples.input_lens) or None,
         "total_output_tokens": sum(samples.output_lens),
         "request_throughput": rates.requests_per_s,
@@ -88,8 +90,7 @@ def _summary(result: RunResult) -> dict[str, Any]:
         "total_token_throughput": _total(rates.input_tokens_per_s, rates.output_tokens_per_s),
         "max_output_tokens_per_s": peak,
     }
-    for measure in _SUMMARISED:
-        found = result.latencies.get(measure)
+    for measure, found in (*((name, result.latencies.get(name)) for name in _SUMMARISED), ("refusal", result.refusals)):
         summary[f"mean_{measure}_ms"] = found.mean if found else None
         summary[f"median_{measure}_ms"] = found.at(0.5) if found else None
         summary[f"std_{measure}_ms"] = found.std if found else None

@@ -14,21 +14,24 @@ from tramontane.client.loadtest.session import Run
 REQUESTS, PAGE = "requests.jsonl", "report.html"
 
 
-def save(folder: Path, run: Run, *, texts: bool) -> None:
-    """One run. Raises OSError."""
+def save(folder: Path, run: Run, *, texts: bool) -> tuple[str, ...]:
+    """One run; returns the files' names, the page first. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_bytes(to_json(run.result))
     (folder / PAGE).write_text(render_page([run.result]), encoding="utf-8")
     _save_requests(folder / REQUESTS, run, texts=texts)
+    return PAGE, RESULT, REQUESTS
 
 
-def save_sweep(folder: Path, result: SweepResult, runs: Sequence[Run], *, texts: bool) -> None:
-    """A sweep; each level's requests in a file of their own. Raises OSError."""
+def save_sweep(folder: Path, result: SweepResult, runs: Sequence[Run], *, texts: bool) -> tuple[str, ...]:
+    """A sweep; each level's requests in a file of their own. Returns and raises as `save` does."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_bytes(to_json(result))
     (folder / PAGE).write_text(render_page(result.levels, result), encoding="utf-8")
-    for run in runs:
-        _save_requests(folder / f"requests-{run.result.load.rate:.6g}.jsonl", run, texts=texts)
+    files = [f"requests-{run.result.load.rate:.6g}.jsonl" for run in runs]
+    for name, run in zip(files, runs, strict=True):
+        _save_requests(folder / name, run, texts=texts)
+    return PAGE, RESULT, *files
 
 
 def _save_requests(path: Path, run: Run, *, texts: bool) -> None:

@@ -1,24 +1,22 @@
-"""One HTML page that holds everything: figures, plots, plotly itself. It can be mailed, kept, and opened without a net.
+"""One HTML page that holds everything: figures and plots. It can be mailed, kept, and opened without a net.
 
-Names and errors come from servers and are shown, never run: jinja escapes them, and the page's own policy lets exactly
-its two scripts run, by their digests, and nothing be loaded.
+Names and errors come from servers and are shown, never run: jinja escapes them, and by the page's own policy no script
+runs and nothing is loaded.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
-from tramontane.client.loadtest.report.plots import Plot, run_plots
-from tramontane.client.loadtest.report.sections import INTERVAL_ROW, Section, about, run_sections
+from tramontane.client.loadtest.finding import Finding, Severity, worst_first
+from tramontane.client.loadtest.report.charts import SHAPES
+from tramontane.client.loadtest.report.plots import run_plots
+from tramontane.client.loadtest.report.sections import INTERVAL_ROW, Section, about, failures, run_sections
 from tramontane.client.loadtest.report.side_by_side import about_sweep, levels
 from tramontane.client.loadtest.report.sweep_plots import sweep_plots
 from tramontane.client.loadtest.report.wording import (
@@ -27,13 +25,15 @@ from tramontane.client.loadtest.report.wording import (
     number,
     offered,
     percent,
+    percentile,
     sweep_findings,
     sweep_verdict,
     verdict,
 )
-from tramontane.client.loadtest.result import MEASURES, Finding, RunResult, Severity, SweepResult, worst_first
+from tramontane.client.loadtest.result import MEASURES, RunResult, SweepResult
 
 _HERE = Path(__file__).parent
+MEDIAN, HIGHEST_SHOWN = 0.5, 0.95
 _WIDE_FROM = 6
 """Tables with as many columns take the page's whole width."""
 
@@ -53,11 +53,10 @@ def render_page(results: Sequence[RunResult], sweep: SweepResult | None = None) 
     runs = results or (sweep.levels if sweep is not None else ())
     assert runs, "a page needs a run"
     findings, (tone, said) = _summing_up(runs, sweep)
-    figures: list[Any] = []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    plotly, script = get_plotlyjs(), (_HERE / "page.js").read_text(encoding="utf-8")
+    environment.globals["shapes"] = SHAPES
     return environment.get_template("page.html.j2").render(
         title=f"Load test of {runs[0].target.model}",
         first=runs[0],
@@ -65,15 +64,11 @@ def render_page(results: Sequence[RunResult], sweep: SweepResult | None = None) 
         verdict=said,
         findings=worst_first(findings),
         tiles_of_all=_sweep_tiles(sweep) if sweep is not None else _run_tiles(runs[0]) if len(runs) == 1 else [],
-        overview=_shown(levels(runs)) if len(runs) > 1 else None,
+        overview=[_shown(levels(runs)), *map(_shown, failures(runs))] if len(runs) > 1 else [],
         about=_shown(about_sweep(sweep) if sweep is not None else about(runs[0])),
-        overview_plots=_numbered(sweep_plots(sweep), figures) if sweep is not None else [],
-        runs=[_run(run, figures, verdict(run), len(runs)) for run in runs],
+        overview_plots=sweep_plots(sweep) if sweep is not None else [],
+        runs=[_run(run, verdict(run), len(runs)) for run in runs],
         measures=MEASURES,
-        figures=figures,
-        plotly=plotly,
-        script=script,
-        digests=[_digest(plotly), _digest(script)],
         Severity=Severity,
     )
 
@@ -88,14 +83,14 @@ def _summing_up(runs: Sequence[RunResult], sweep: SweepResult | None) -> tuple[l
     return sweep_findings(beside), (None, f"{len(runs)} runs beside each other.")
 
 
-def _run(run: RunResult, figures: list[Any], said: Verdict, runs: int) -> dict[str, Any]:
+def _run(run: RunResult, said: Verdict, runs: int) -> dict[str, Any]:
     """What the template shows of one run; of several, each is folded away under its name."""
     return {
         "name": offered(run.load),
         "folded": runs > 1,
         "tone": said[0],
         "verdict": said[1],
-        "plots": _numbered(run_plots(run), figures),
+        "plots": run_plots(run),
         "tables": [_shown(section) for section in run_sections(run)],
         "about": _shown(about(run)),
         "tiles": _run_tiles(run) if runs > 1 else [],
@@ -104,21 +99,34 @@ def _run(run: RunResult, figures: list[Any], said: Verdict, runs: int) -> dict[s
 
 def _run_tiles(run: RunResult) -> list[Tile]:
     counts, rates = run.counts, run.throughput
-    lost = counts.failed + counts.cut
     tiles = [_latency_tile(run, measure, name) for measure, name in (("ttft", "TTFT"), ("itl", "ITL"), ("e2el", "E2E"))]
     tiles.append(Tile(name="Output", value=number(rates.output_tokens_per_s), unit="tokens/s"))
     tiles.append(Tile(name="Completed", value=number(rates.requests_per_s), unit="requests/s"))
     if rates.goodput_per_s is not None:
         note = f"{percent(rates.goodput_share)} of all requests met every objective"
         tiles.append(Tile(name="Goodput", value=number(rates.goodput_per_s), unit="requests/s", note=note))
-    tiles.append(Tile(name="Failed or cut", value=str(lost), unit="requests", note=f"of {counts.sent} sent"))
+    if run.refusals is not None:
+        note = f"of {counts.sent} sent; p50 {number(run.refusals.at(0.5))} ms"
+        tiles.append(Tile(name="Refused", value=str(counts.refused), unit="requests", note=note))
+    tiles.append(Tile(name="Failed or cut", value=str(counts.broken), unit="requests", note=f"of {counts.sent} sent"))
     return tiles
 
 
 def _latency_tile(run: RunResult, measure: str, name: str, where: str = "") -> Tile:
+    """The quantile that an objective is about, as it was judged; else p95, or the highest below it that is known."""
     found = run.latencies.get(measure)
-    median, p95 = (found.at(0.5), found.at(0.95)) if found else (None, None)
-    return Tile(name=f"{name} p95", value=number(p95), unit="ms", note=f"p50 {number(median)} ms {where}")
+    notes = [where] if where else []
+    for kept in run.objectives:
+        if kept.objective.measure == measure:
+            notes.insert(0, f"objective below {kept.objective.limit_ms:g} ms")
+            q, value = kept.objective.q, kept.value_ms
+            break
+    else:
+        known = [each for each in (found.quantiles if found else ()) if each.q <= HIGHEST_SHOWN]
+        q, value = (known[-1].q, known[-1].value) if known else (HIGHEST_SHOWN, None)
+    if found is not None and q > MEDIAN and (median := found.at(MEDIAN)) is not None:
+        notes.insert(0, f"p50 {number(median)} ms")
+    return Tile(name=f"{name} {percentile(q)}", value=number(value), unit="ms", note=", ".join(notes))
 
 
 def _sweep_tiles(sweep: SweepResult) -> list[Tile]:
@@ -139,16 +147,3 @@ def _shown(section: Section) -> dict[str, Any]:
     """A section, and how the page lays it out."""
     width = max(map(len, section.rows), default=0)
     return {"section": section, "wide": width >= _WIDE_FROM, "small": [row[0] == INTERVAL_ROW for row in section.rows]}
-
-
-def _numbered(plots: list[Plot], figures: list[Any]) -> list[dict[str, Any]]:
-    """The plots with each one's place in `figures`, where the page's script finds its data."""
-    shown = []
-    for plot in plots:
-        shown.append({"plot": plot, "number": len(figures), "height": plot.figure.layout.height})
-        figures.append(json.loads(plot.figure.to_json()))
-    return shown
-
-
-def _digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

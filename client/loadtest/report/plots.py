@@ -1,40 +1,52 @@
-"""The plots of one run, as plotly figures: how latencies spread, what happened when, where time and CPU went.
+"""The plots of one run: how latencies spread, what happened when, where time and CPU went.
 
-Colours tell series apart for colour-blind readers on light and on dark ground alike, and never alone: dashes and marks
-differ too. The page sets fonts and grids, which depend on the reader's theme. Figures stay light: a curve has at most
-`MAX_POINTS`. Texts are escaped, because plotly reads some HTML in them.
+They stay light: a curve has about as many steps as a screen has pixels, a timeline at most `MAX_STEPS`.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from tramontane.client.loadtest.report.charts import (
+    BLUE,
+    COLOURS,
+    DASHES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    Axis,
+    Bar,
+    Bars,
+    Chart,
+    Key,
+    bars,
+    from_zero,
+    logarithmic,
+)
 from tramontane.client.loadtest.report.sections import BREAKDOWN_PARTS
-from tramontane.client.loadtest.report.wording import number, percent, printable
+from tramontane.client.loadtest.report.wording import number, percent, percentile, process_words, stage_words
 from tramontane.client.loadtest.result import Breakdown, RunResult, Second, ServerView
 
+MAX_STEPS = 600
 MAX_POINTS = 1500
-
-BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2f7fc1", "#d08400", "#0f9873", "#b9609e", "#d5502a", "#808890"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
-DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of a distribution's curve, before it is drawn."""
 _ROLES = {"gateway": ORANGE, "router": GREEN, "stage": BLUE, "controller": PURPLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """One figure with what the page says around it."""
+    """What is drawn, with what the page says around it: charts that share their horizontal axis, or bars."""
 
     title: str
     caption: str
-    figure: go.Figure
+    charts: tuple[Chart, ...] = ()
+    bars: Bars | None = None
     wide: bool = False
     """Takes the page's whole width."""
 
@@ -56,23 +68,6 @@ def run_plots(result: RunResult) -> list[Plot]:
     return plots
 
 
-def figure(height: int, **layout: Any) -> go.Figure:
-    """An empty figure with what all have in common."""
-    look = {"template": None, "height": height, "margin": {"l": 8, "r": 12, "t": 36, "b": 8}, "showlegend": True}
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    return go.Figure(layout=look | {"legend": legend} | layout)
-
-
-def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """An axis that names its unit."""
-    return {"title": {"text": title, "standoff": 6}, "automargin": True, "zeroline": False} | settings
-
-
-def escaped(text: str) -> str:
-    """The text as plotly shows it letter by letter."""
-    return html.escape(printable(text))
-
-
 def curve(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The empirical distribution: values, ascending, and the percentage of samples up to each.
 
@@ -85,46 +80,44 @@ def curve(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     count = len(ordered)
     kept = np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS - 100)).astype(int))
     kept = np.union1d(kept, np.arange(max(count - 100, 0), count))
-    return ordered[kept].round(3), ((kept + 1) / count * 100).round(4)
+    return ordered[kept], (kept + 1) / count * 100
 
 
 def _distributions(result: RunResult) -> Plot:
     samples = result.samples
-    gaps = [gap for itls in samples.itls_ms for gap in itls]
     measured = {
         "ttft": ("TTFT", samples.ttfts_ms),
-        "itl": ("ITL", gaps),
+        "itl": ("ITL", [gap for itls in samples.itls_ms for gap in itls]),
         "tpot": ("TPOT", [tpot for tpot in samples.tpots_ms if tpot is not None]),
         "e2el": ("end to end", samples.e2els_ms),
     }
-    plot = figure(420, xaxis=axis("ms, logarithmic", type="log"), yaxis=axis("% of samples", range=[0, 101]))
+    limits = [kept.objective.limit_ms for kept in result.objectives]
+    every = [*limits, *(value for _, values in measured.values() for value in (values and (min(values), max(values))))]
+    chart = Chart(x=logarithmic("ms, logarithmic", every), y=Axis(title="% of samples", high=100.0), height=360)
     colours = dict(zip(measured, COLOURS, strict=False))
     for (measure, (name, values)), dash in zip(measured.items(), DASHES, strict=True):
         if values:
-            x, y = curve(values)
-            line = {"color": colours[measure], "dash": dash, "shape": "hv"}
-            plot.add_scatter(x=np.maximum(x, 1e-3), y=y, name=name, mode="lines", line=line)
+            chart.staircase(list(zip(*curve(values), strict=True)), colours[measure], dash)
+            chart.keys.append(Key(name=name, colour=colours[measure], dash=dash))
+        for quantile in result.latencies[measure].quantiles if measure in result.latencies else ():
+            says = f"{name} {percentile(quantile.q)}: {number(quantile.value)} ms"
+            chart.mark(quantile.value, quantile.q * 100, colours[measure], "dot", says)
     for kept in result.objectives:
-        goal = kept.objective
-        plot.add_scatter(
-            x=[goal.limit_ms],
-            y=[goal.q * 100],
-            name=escaped(str(goal)),
-            mode="markers",
-            marker={"symbol": "x", "size": 11, "color": colours.get(goal.measure, GREY)},
-        )
-    caption = "The share of samples that took at most so long."
+        goal, colour = kept.objective, colours.get(kept.objective.measure, GREY)
+        chart.mark(goal.limit_ms, goal.q * 100, colour, "cross", str(goal))
+        chart.keys.append(Key(name=str(goal), colour=colour, shape="cross"))
+    caption = "The share of samples that took at most so long; the dots are the quantiles of the table."
     if result.objectives:
         caption += " An objective is kept where its curve passes above its cross."
-    return Plot(title="Latency distribution", caption=caption, figure=plot, wide=True)
+    return Plot(title="Latency distribution", caption=caption, charts=(chart,), wide=True)
 
 
 def thinned(timeline: Sequence[Second]) -> tuple[int, list[Second]]:
-    """The timeline in at most `MAX_POINTS` steps, and how many seconds each of them spans.
+    """The timeline in at most `MAX_STEPS` steps, and how many seconds each of them spans.
 
     Counts are summed over a step; of open requests the most is kept, of medians the middle one.
     """
-    step = -(-len(timeline) // MAX_POINTS)
+    step = -(-len(timeline) // MAX_STEPS)
     return step, [_joined(timeline[start : start + step]) for start in range(0, len(timeline), step)]
 
 
@@ -143,91 +136,70 @@ def _joined(seconds: Sequence[Second]) -> Second:
 
 def _timeline(result: RunResult) -> Plot:
     step, seconds = thinned(result.timeline)
-    at = [second.at_s + step / 2 for second in seconds]
+    end = float(result.timeline[-1].at_s + 1)
+    edges = [*(float(second.at_s) for second in seconds), end]
     rows: list[tuple[str, list[float | None], str]] = [
         ("open requests", [second.open for second in seconds], BLUE),
         ("output tokens/s", [second.output_tokens / step for second in seconds], GREEN),
         ("median TTFT, ms", [second.ttft_ms for second in seconds], PURPLE),
         ("failed requests/s", [second.failed / step for second in seconds], RED),
     ]
-    empty = figure(640, showlegend=False, margin={"l": 64, "r": 12, "t": 12, "b": 8})
-    plot = make_subplots(rows=len(rows), shared_xaxes=True, vertical_spacing=0.05, figure=empty)
-    for place, (name, values, colour) in enumerate(rows, 1):
-        line = {"color": colour, "width": 1.6, "shape": "hvh"}
-        mode = "lines+markers" if None in values else "lines"  # a value between two gaps would draw no line
-        trace = go.Scatter(x=at, y=values, name=name, mode=mode, line=line, marker={"size": 3}, connectgaps=False)
-        if colour == RED:
-            trace = go.Bar(x=at, y=values, name=name, marker={"color": colour})
-        plot.add_trace(trace, row=place, col=1)
-        plot.update_yaxes(axis(name, rangemode="tozero"), row=place, col=1)
-    plot.update_xaxes(zeroline=False, range=[0, result.timeline[-1].at_s + 1])
-    plot.update_xaxes(axis("s from the run's start"), row=len(rows), col=1)
-    _mark(plot, result)
+    shown = [row for row in rows if any(row[1])]
+    x = Axis(title="s from the run's start", high=end)
+    charts: list[Chart] = []
+    for name, values, colour in shown:
+        y = from_zero(name, [value for value in values if value is not None])
+        chart = Chart(x=x, y=y, height=110, with_x=name == shown[-1][0])
+        _mark(chart, result, with_words=not charts)
+        chart.levels(edges, values, colour)
+        for (left, right), value in zip(pairwise(edges), values, strict=True):
+            chart.column(left, right, f"{left:g} s: {number(value)} {name}")
+        charts.append(chart)
     caption = "Grey: warm-up and drain, sent but not measured."
     if result.stalls:
         caption += " Orange: stalls, in which requests were open and not one message came."
     if result.faults:
         caption += " Red lines: faults."
-    return Plot(title="Timeline", caption=caption, figure=plot, wide=True)
+    if len(shown) < len(rows):
+        caption += f" All the time 0: {', '.join(row[0] for row in rows if row not in shown)}."
+    return Plot(title="Timeline", caption=caption, charts=tuple(charts), wide=True)
 
 
-def _mark(plot: go.Figure, result: RunResult) -> None:
-    """Bands over all rows for what was not measured and for stalls; a line per fault."""
+def _mark(chart: Chart, result: RunResult, *, with_words: bool) -> None:
+    """Bands for what was not measured and for stalls; a line per fault."""
     start, end = result.window_s
-    last = result.timeline[-1].at_s + 1
-    unmeasured = [(0.0, start, GREY, "warm-up"), (end, float(last), GREY, "drain")]
-    stalled = [(stall.start_s, stall.end_s, ORANGE, "") for stall in result.stalls]
-    for left, right, colour, name in unmeasured + stalled:
-        if right > left:
-            band = {"type": "rect", "x0": left, "x1": right, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-            plot.add_shape(band | {"fillcolor": colour, "opacity": 0.22, "line": {"width": 0}, "layer": "below"})
-            if name and right - left > last / 12:
-                _label(plot, (left + right) / 2, name, "center")
+    chart.band(0.0, start, GREY)
+    chart.band(end, chart.x.high, GREY)
+    for stall in result.stalls:
+        chart.band(stall.start_s, stall.end_s, ORANGE)
     for fault in result.faults:
-        line = {"type": "line", "x0": fault.at_s, "x1": fault.at_s, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-        plot.add_shape(line | {"line": {"color": RED, "width": 1.5, "dash": "dash"}})
-        _label(plot, fault.at_s, fault.fault, "left" if fault.at_s < last / 2 else "right")
-
-
-def _label(plot: go.Figure, at: float, text: str, anchor: str) -> None:
-    place = {"x": at, "y": 1, "xref": "x", "yref": "paper", "xanchor": anchor, "yanchor": "top"}
-    plot.add_annotation(place | {"text": escaped(text), "showarrow": False, "font": {"size": 11}})
+        chart.upright(fault.at_s, RED, fault.fault if with_words else "")
 
 
 def _breakdown(parts: Breakdown) -> Plot:
-    values = [max(float(getattr(parts, field)), 0.0) for _, field in BREAKDOWN_PARTS]
-    whole = sum(values) or 1.0
-    plot = figure(220, barmode="stack", xaxis=axis("ms"), yaxis={"visible": False})
-    plot.update_layout(legend={"traceorder": "normal", "maxheight": 0.9})
-    for (name, _), value, colour in zip(BREAKDOWN_PARTS, values, (GREY, ORANGE, GREEN, BLUE, PURPLE), strict=True):
-        label = f"{number(value)} ms" if value > whole / 8 else ""
-        bar = {"x": [value], "y": [""], "orientation": "h", "marker": {"color": colour}}
-        text = {"text": [label], "textposition": "inside", "insidetextfont": {"color": "white"}}
-        hover = f"{number(value)} ms, {percent(value / whole)}"
-        plot.add_bar(name=name, hovertemplate=hover, **bar, **text)
-    caption = "From the intended arrival to the end, on the mean of completed requests."
-    return Plot(title="Where the time went", caption=caption, figure=plot, wide=True)
+    values = [(name, max(float(getattr(parts, field)), 0.0)) for name, field in BREAKDOWN_PARTS]
+    whole = sum(value for _, value in values) or 1.0
+    found = tuple(
+        Bar(name=name, share=value / whole * 100, colour=colour, text=f"{number(value)} ms, {percent(value / whole)}")
+        for (name, value), colour in zip(values, (GREY, ORANGE, GREEN, BLUE, PURPLE), strict=True)
+    )
+    caption = f"From the intended arrival to the end, on the mean of completed requests: {number(whole)} ms."
+    return Plot(title="Where the time went", caption=caption, bars=Bars(bars=found, end_to_end=True), wide=True)
 
 
 def _busy(server: ServerView) -> Plot:
-    names = list(server.stage_busy)
-    plot = _bars(names, [share * 100 for share in server.stage_busy.values()], [BLUE] * len(names), "% of the time")
-    plot.update_xaxes(range=[0, 100])
-    caption = "Share of the time that each stage spent inside its steps."
-    return Plot(title="Stages busy", caption=caption, figure=plot)
+    found = bars(
+        [(stage_words(name), busy, percent(busy), BLUE) for name, busy in server.stage_busy.items()], whole=1.0
+    )
+    caption = "Share of the time that each stage spent inside its steps; the whole width is all of it."
+    return Plot(title="Stages busy", caption=caption, bars=found)
 
 
 def _processes(server: ServerView) -> Plot:
-    names = [f"{process.role} {process.name}" for process in server.processes]
-    colours = [_ROLES.get(process.role, GREY) for process in server.processes]
-    plot = _bars(names, [process.cores for process in server.processes], colours, "CPU cores")
-    return Plot(title="CPU by process", caption="CPU seconds per second over the window.", figure=plot)
-
-
-def _bars(names: Sequence[str], values: Iterable[float], colours: list[str], unit: str) -> go.Figure:
-    values = list(values)
-    plot = figure(80 + 26 * len(names), xaxis=axis(unit), showlegend=False, bargap=0.3)
-    plot.update_layout(margin={"t": 8}, yaxis={"automargin": True, "autorange": "reversed", "ticksuffix": " "})
-    texts = {"text": [number(value) for value in values], "textposition": "auto", "cliponaxis": False}
-    plot.add_bar(x=values, y=[*map(escaped, names)], orientation="h", marker={"color": colours}, **texts)
-    return plot
+    found = bars(
+        [
+            (process_words(process), process.cores, number(process.cores), _ROLES.get(process.role, GREY))
+            for process in server.processes
+        ]
+    )
+    return Plot(title="CPU by process", caption="Cores: CPU seconds per second over the window.", bars=found)

@@ -5,7 +5,8 @@ A section without anything to say is left out; a figure that is not known is a d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tramontane.client.loadtest.report.wording import (
@@ -15,6 +16,8 @@ from tramontane.client.loadtest.report.wording import (
     number,
     percent,
     percentile,
+    process_words,
+    stage_words,
     target_words,
 )
 from tramontane.client.loadtest.result import (
@@ -47,7 +50,10 @@ class Section:
 def run_sections(result: RunResult) -> Iterator[Section]:
     """Everything that a run found, in reading order; `about` comes before."""
     yield _requests(result)
+    yield from failures([result])
     yield latency(result.latencies)
+    if result.refusals is not None:
+        yield _refusals(result.refusals)
     yield _throughput(result)
     if result.objectives:
         yield _objectives(result.objectives)
@@ -92,7 +98,8 @@ def latency(latencies: dict[str, Distribution]) -> Section:
     for measure in MEASURES:
         if measure in latencies:
             rows += _quantile_rows(measure, latencies[measure])
-    note = "Below each quantile its 95 % confidence interval. One with fewer than 10 samples beyond it is left out."
+    note = "Below each quantile, where there is room, its 95 % confidence interval. "
+    note += "One with fewer than 10 samples beyond it is left out."
     return Section(title="Latency, ms", columns=_QUANTILE_HEADS, rows=tuple(rows), note=note)
 
 
@@ -115,10 +122,28 @@ def _requests(result: RunResult) -> Section:
         return name, str(count), percent(count / counts.sent if counts.sent else None)
 
     ends = sorted(counts.by_status.items(), key=lambda item: -item[1])
-    rows = [row("sent", counts.sent), row("completed", counts.completed)]
-    rows += [row("failed", counts.failed), row("cut", counts.cut)]
+    rows = [row("sent", counts.sent), row("completed", counts.completed), row("failed", counts.failed)]
+    rows += [row("refused, among the failed", counts.refused), row("cut", counts.cut)]
     rows += [row(f"ended {status}", count) for status, count in ends]
     return Section(title="Requests of the measured window", columns=("count", "share"), rows=tuple(rows))
+
+
+def failures(results: Sequence[RunResult]) -> Iterator[Section]:
+    """Why requests of these runs failed: a line a status."""
+    counts: Counter[str] = Counter()
+    messages: dict[str, str] = {}
+    for result in results:
+        counts.update(result.counts.by_status)
+        messages = result.counts.first_errors | messages
+    if messages:
+        rows = tuple((status, str(counts[status]), message) for status, message in messages.items())
+        yield Section(title="Why requests failed: of each status the first message", rows=rows)
+
+
+def _refusals(found: Distribution) -> Section:
+    note = f"From sending to the status. The slowest took {number(found.maximum)} ms."
+    rows = tuple(_quantile_rows("refusal", found))
+    return Section(title="Refusals, ms", columns=_QUANTILE_HEADS, rows=rows, note=note)
 
 
 def _throughput(result: RunResult) -> Section:
@@ -188,16 +213,18 @@ def _generator(result: RunResult) -> Iterator[Section]:
 
 
 def _server(server: ServerView) -> Iterator[Section]:
-    rows: list[Row] = [(f"{name} busy", percent(busy)) for name, busy in server.stage_busy.items()]
+    rows: list[Row] = [(f"{stage_words(name)} busy", percent(busy)) for name, busy in server.stage_busy.items()]
     rows += [
         ("rows per microbatch", number(server.rows_per_microbatch)),
         ("microbatches", str(server.microbatches)),
         ("preemptions", str(server.preemptions)),
     ]
-    note = f"The server's counters, subtracted over {number(server.seconds)} s."
+    note = (
+        f"The server's counters, subtracted over {number(server.seconds)} s. Busy is the time inside a stage's steps."
+    )
     yield Section(title="Server", columns=("value",), rows=tuple(rows), note=note)
     if server.processes:
-        shares = tuple((f"{p.role} {p.name}", number(p.cpu_s), number(p.cores)) for p in server.processes)
+        shares = tuple((process_words(p), number(p.cpu_s), number(p.cores)) for p in server.processes)
         yield Section(title="CPU by process", columns=("CPU s", "cores"), rows=shares)
 
 

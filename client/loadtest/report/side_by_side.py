@@ -34,9 +34,11 @@ def levels(results: Sequence[RunResult]) -> Section:
         cells += [number(rates.output_tokens_per_s), number(rates.requests_per_s), number(rates.goodput_per_s)]
         missed = [str(kept.objective) for kept in result.objectives if kept.met is False]
         verdict = "MISSED" if missed else "kept" if any(kept.met for kept in result.objectives) else DASH
-        return offered(result.load), *cells, str(result.counts.failed + result.counts.cut), verdict
+        counts = result.counts
+        return offered(result.load), *cells, str(counts.refused), str(counts.broken), verdict
 
-    heads = ("ttft p50", "p95", "p99", "itl p50", "p95", "tokens/s", "requests/s", "goodput/s", "failed", "objectives")
+    latencies, rates = ("ttft p50", "p95", "p99", "itl p50", "p95"), ("tokens/s", "requests/s", "goodput/s")
+    heads = (*latencies, *rates, "refused", "failed", "objectives")
     return Section(title="Levels; latencies in ms", columns=heads, rows=tuple(map(row, results)))
 
 

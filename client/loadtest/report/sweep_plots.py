@@ -4,97 +4,116 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
+from tramontane.client.loadtest.report.charts import (
+    COLOURS,
+    DASHES,
+    GREEN,
+    MARKS,
+    RED,
+    Chart,
+    Key,
+    from_zero,
+    logarithmic,
+)
+from tramontane.client.loadtest.report.plots import Plot
+from tramontane.client.loadtest.report.wording import interval, number, offered, percentile
+from tramontane.client.loadtest.result import Quantile, RunResult, SweepResult
 
-from tramontane.client.loadtest.report.plots import BLUE, COLOURS, DASHES, GREEN, ORANGE, RED, Plot, axis, figure
-from tramontane.client.loadtest.report.wording import percentile
-from tramontane.client.loadtest.result import RunResult, SweepResult
-
-_MARKS = ("circle", "square", "diamond", "triangle-up")
+HEIGHT = 260
 
 
 def sweep_plots(sweep: SweepResult) -> list[Plot]:
-    """Rate against TTFT, ITL, goodput and output tokens."""
-    return [
-        _latency(sweep, "ttft", (0.5, 0.95, 0.99), "Time to first token", logarithmic=True),
-        _latency(sweep, "itl", (0.5, 0.95), "Inter-token latency", logarithmic=False),
+    """Rate against TTFT, ITL, goodput and output tokens; those for which there are figures."""
+    plots = [
+        _latency(sweep, "ttft", (0.5, 0.95, 0.99), "Time to first token", in_decades=True),
+        _latency(sweep, "itl", (0.5, 0.95), "Inter-token latency", in_decades=False),
         _goodput(sweep),
         _tokens(sweep),
     ]
+    return [plot for plot in plots if any(chart.marks for chart in plot.charts)]
 
 
-def _at(level: RunResult) -> float | None:
+def _at(level: RunResult) -> float:
     """Where the level stands on the axis: its rate, or the users of a closed loop."""
-    return level.load.users if level.load.rate is None else level.load.rate
+    return (level.load.users or 0) if level.load.rate is None else level.load.rate
 
 
-def _plot(sweep: SweepResult, unit: str, logarithmic: bool = False) -> go.Figure:
+def _chart(sweep: SweepResult, unit: str, values: Sequence[float], *, in_decades: bool = False) -> Chart:
     users = any(level.load.rate is None for level in sweep.levels)
-    scale = {"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero"}
-    bottom = axis("users" if users else "offered, requests/s", rangemode="tozero")
-    plot = figure(380, xaxis=bottom, yaxis=axis(unit + (", logarithmic" if logarithmic else ""), **scale))
+    x = from_zero("users" if users else "offered, requests/s", map(_at, sweep.levels))
+    y = logarithmic(f"{unit}, logarithmic", values) if in_decades else from_zero(unit, values)
+    chart = Chart(x=x, y=y, height=HEIGHT)
     if sweep.best_rate is not None:
-        best = sweep.best_rate
-        line = {"type": "line", "x0": best, "x1": best, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-        plot.add_shape(line | {"line": {"color": GREEN, "width": 1.5, "dash": "dash"}, "layer": "below"})
-        place = {"x": best, "y": 0, "xref": "x", "yref": "paper", "xanchor": "right", "yanchor": "bottom"}
-        plot.add_annotation(place | {"text": f"best rate {best:.4g} ", "showarrow": False, "font": {"size": 11}})
-    return plot
+        chart.upright(sweep.best_rate, GREEN, f"best rate {sweep.best_rate:.4g}")
+    return chart
 
 
-def _latency(sweep: SweepResult, measure: str, quantiles: Sequence[float], title: str, *, logarithmic: bool) -> Plot:
-    plot = _plot(sweep, "ms", logarithmic)
-    for q, colour, dash, mark in zip(quantiles, COLOURS, DASHES, _MARKS, strict=False):
-        measured = [(level, level.latencies.get(measure)) for level in sweep.levels]
-        points = [(level, known) for level, found in measured if found and (known := found.quantile(q)) is not None]
-        quantiles_known = [known for _, known in points]
-        plot.add_scatter(
-            x=[_at(level) for level, _ in points],
-            y=[each.value for each in quantiles_known],
-            error_y={
-                "array": [0.0 if each.high is None else each.high - each.value for each in quantiles_known],
-                "arrayminus": [0.0 if each.low is None else each.value - each.low for each in quantiles_known],
-                "thickness": 1,
-                "width": 3,
-            },
-            name=percentile(q),
-            mode="lines+markers",
-            line={"color": colour, "dash": dash},
-            marker={"symbol": mark, "size": 8},
+def _draw(
+    chart: Chart, points: Sequence[tuple[RunResult, float, Quantile | None]], name: str, unit: str, style: int
+) -> None:
+    """One series, a mark per level."""
+    if not points:
+        return
+    colour, dash, shape = COLOURS[style], DASHES[style], MARKS[style]
+    chart.line([(_at(level), value) for level, value, _ in points], colour, dash)
+    chart.keys.append(Key(name=name, colour=colour, dash=dash, shape=shape))
+    for level, value, known in points:
+        says = f"{offered(level.load)}: {name} {number(value)} {unit}"
+        ends = None
+        if known is not None and known.low is not None and known.high is not None:
+            ends = (known.low, known.high)
+            says += f" ({interval(*ends)})"
+        chart.mark(_at(level), value, colour, shape, says, ends)
+
+
+def _latency(sweep: SweepResult, measure: str, quantiles: Sequence[float], title: str, *, in_decades: bool) -> Plot:
+    limits = [objective for objective in sweep.objectives if objective.measure == measure]
+    series = [(q, _quantiles(sweep, measure, q)) for q in quantiles]
+    values = [value for _, points in series for _, value, _ in points]
+    chart = _chart(sweep, "ms", [*values, *(limit.limit_ms for limit in limits)], in_decades=in_decades)
+    for style, (q, points) in enumerate(series):
+        _draw(chart, points, percentile(q), "ms", style)
+    for limit in limits:
+        chart.line([(chart.x.low, limit.limit_ms), (chart.x.high, limit.limit_ms)], RED, "dash")
+        chart.keys.append(Key(name=f"limit of {percentile(limit.q)}: {limit.limit_ms:g} ms", colour=RED, dash="dash"))
+    caption = "Of completed requests, with 95 % confidence where there are enough of them."
+    return Plot(title=title, caption=caption, charts=(chart,))
+
+
+def _quantiles(sweep: SweepResult, measure: str, q: float) -> list[tuple[RunResult, float, Quantile | None]]:
+    """The levels at which the quantile is known: by enough samples, or as the objective was judged."""
+    points: list[tuple[RunResult, float, Quantile | None]] = []
+    for level in sweep.levels:
+        found = level.latencies.get(measure)
+        known = found.quantile(q) if found else None
+        judged = next(
+            (kept.value_ms for kept in level.objectives if (kept.objective.measure, kept.objective.q) == (measure, q)),
+            None,
         )
-    for objective in sweep.objectives:
-        if objective.measure == measure:
-            ends = [_at(level) for level in (sweep.levels[0], sweep.levels[-1])]
-            line = {"color": RED, "width": 1.5, "dash": "longdash"}
-            name = f"limit of {percentile(objective.q)}: {objective.limit_ms:g} ms"
-            plot.add_scatter(x=ends, y=[objective.limit_ms] * 2, name=name, mode="lines", line=line)
-    caption = "Of completed requests, with 95 % confidence. A quantile with too few samples is left out."
-    return Plot(title=title, caption=caption, figure=plot)
+        value = judged if known is None else known.value
+        if value is not None:
+            points.append((level, value, known))
+    return points
 
 
 def _goodput(sweep: SweepResult) -> Plot:
-    plot = _plot(sweep, "requests/s")
-    x = [_at(level) for level in sweep.levels]
-    if all(level.load.rate is not None for level in sweep.levels):
-        line = {"color": RED, "width": 1, "dash": "longdash"}
-        plot.add_scatter(x=x, y=x, name="offered", mode="lines", line=line)
-    rates = [level.throughput for level in sweep.levels]
-    series: list[tuple[str, list[float | None], str, int]] = [
-        ("completed", [each.requests_per_s for each in rates], ORANGE, 1),
-        ("goodput", [each.goodput_per_s for each in rates], BLUE, 0),
-    ]
-    for name, y, colour, style in series:
-        if all(value is None for value in y):
-            continue
-        look = {"line": {"color": colour, "dash": DASHES[style]}, "marker": {"symbol": _MARKS[style], "size": 8}}
-        plot.add_scatter(x=x, y=y, name=name, mode="lines+markers", **look)
+    rates = [(level, level.throughput) for level in sweep.levels]
+    good = [(level, each.goodput_per_s, None) for level, each in rates if each.goodput_per_s is not None]
+    completed = [(level, each.requests_per_s, None) for level, each in rates]
+    open_loop = all(level.load.rate is not None for level in sweep.levels)
+    values = [*(value for _, value, _ in completed), *(map(_at, sweep.levels) if open_loop else ())]
+    chart = _chart(sweep, "requests/s", values)
+    if open_loop:
+        chart.line([(0.0, 0.0), (max(map(_at, sweep.levels)),) * 2], RED, "dot")
+        chart.keys.append(Key(name="offered", colour=RED, dash="dot"))
+    _draw(chart, good, "goodput", "requests/s", 0)
+    _draw(chart, completed, "completed", "requests/s", 1)
     caption = "Goodput: requests that met every objective. Below the line of what was offered, requests wait or fail."
-    return Plot(title="Goodput", caption=caption, figure=plot)
+    return Plot(title="Goodput", caption=caption, charts=(chart,))
 
 
 def _tokens(sweep: SweepResult) -> Plot:
-    plot = _plot(sweep, "tokens/s")
-    y = [level.throughput.output_tokens_per_s for level in sweep.levels]
-    look = {"line": {"color": BLUE}, "marker": {"size": 8}}
-    plot.add_scatter(x=[*map(_at, sweep.levels)], y=y, name="output tokens/s", mode="lines+markers", **look)
-    return Plot(title="Output", caption="Tokens are counted when they arrive.", figure=plot)
+    points = [(level, level.throughput.output_tokens_per_s, None) for level in sweep.levels]
+    chart = _chart(sweep, "tokens/s", [value for _, value, _ in points])
+    _draw(chart, points, "output tokens/s", "tokens/s", 0)
+    return Plot(title="Output", caption="Tokens are counted when they arrive.", charts=(chart,))

@@ -6,14 +6,15 @@ Colours, and widths beyond 120 columns, never carry meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tramontane.client.loadtest.report.sections import INTERVAL_ROW, Section, about, run_sections
+from tramontane.client.loadtest.finding import Finding, Severity, worst_first
+from tramontane.client.loadtest.report.sections import INTERVAL_ROW, Section, about, failures, run_sections
 from tramontane.client.loadtest.report.side_by_side import about_sweep, changes, levels
 from tramontane.client.loadtest.report.wording import (
     Verdict,
@@ -22,12 +23,11 @@ from tramontane.client.loadtest.report.wording import (
     sweep_verdict,
     verdict,
 )
-from tramontane.client.loadtest.result import Finding, RunResult, Severity, SweepResult, worst_first
+from tramontane.client.loadtest.result import RunResult, SweepResult
 
 if TYPE_CHECKING:
     from tramontane.client.loadtest.judging.compare import Comparison
 
-MAX_COLUMNS = 120
 _STYLES = {
     Severity.WRONG: "bold white on red",
     Severity.INVALID: "bold white on magenta",
@@ -35,14 +35,6 @@ _STYLES = {
     Severity.NOTE: "bold cyan",
 }
 _CELL_STYLES = {"MISSED": "bold red", "kept": "green", "worse": "bold red", "better": "green"}
-
-
-def open_console(file: IO[str] | None = None) -> Console:
-    """A console for reports: as wide as the terminal up to 120 columns, and 120 where there is none."""
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal or console.width > MAX_COLUMNS:
-        console.width = MAX_COLUMNS
-    return console
 
 
 def print_run(console: Console, result: RunResult) -> None:
@@ -60,6 +52,8 @@ def print_sweep(console: Console, sweep: SweepResult) -> None:
         print_section(console, about_sweep(sweep))
     _print_findings(console, sweep_findings(sweep))
     print_section(console, levels(sweep.levels))
+    for section in failures(sweep.levels):
+        print_section(console, section)
     _print_verdict(console, sweep_verdict(sweep))
 
 
@@ -108,4 +102,4 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 def _print_verdict(console: Console, said: Verdict) -> None:
     severity, sentence = said
-    console.print(Text(sentence, style="bold green" if severity is None else _STYLES[severity]))
+    console.print(Text(printable(sentence), style="bold green" if severity is None else _STYLES[severity]))

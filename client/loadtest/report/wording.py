@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from tramontane.client.loadtest.finding import Finding, Severity
 from tramontane.client.loadtest.plan import Load
-from tramontane.client.loadtest.result import Finding, RunResult, Severity, SweepResult, TargetInfo
+from tramontane.client.loadtest.result import ProcessShare, RunResult, SweepResult, TargetInfo
 
 DASH = "-"
 """Stands where a figure is not known, or would rest on too few samples."""
@@ -16,9 +18,9 @@ Verdict: TypeAlias = tuple[Severity | None, str]
 """A sentence, and the worst that it means; None where all is well."""
 
 _VERDICTS = {
-    Severity.WRONG: "The server gave wrong answers.",
-    Severity.INVALID: "These figures cannot be trusted.",
-    Severity.MISSED: "An objective was not kept.",
+    Severity.WRONG: "The server gave wrong answers",
+    Severity.INVALID: "These figures cannot be trusted",
+    Severity.MISSED: "An objective was not kept",
 }
 
 
@@ -66,6 +68,21 @@ def printable(text: str) -> str:
     'refused \\ufffd[2Jgone'
     """
     return "".join(sign if sign.isprintable() else " " if sign.isspace() else "\ufffd" for sign in text)
+
+
+def stage_words(name: str) -> str:
+    """A stage's name as its service gives it, in words.
+
+    >>> stage_words("0.1"), stage_words("last")
+    ('stage 1 of replica 0', 'stage last')
+    """
+    replica, dot, stage = name.partition(".")
+    return f"stage {stage} of replica {replica}" if dot else f"stage {name}"
+
+
+def process_words(process: ProcessShare) -> str:
+    """Which part of the service a process plays."""
+    return stage_words(process.name) if process.role == "stage" else f"{process.role} {process.name}"
 
 
 def load_words(load: Load) -> str:
@@ -118,9 +135,9 @@ def sweep_findings(sweep: SweepResult) -> list[Finding]:
 
 
 def verdict(result: RunResult) -> Verdict:
-    """The run in one sentence."""
+    """The run in one sentence, with the reason where it is a bad one."""
     if result.worst in _VERDICTS:
-        return result.worst, _VERDICTS[result.worst]
+        return result.worst, _because(result.worst, result.findings)
     if not result.objectives:
         return None, "No objective was set, so there is no verdict."
     if any(kept.met is None for kept in result.objectives):
@@ -130,15 +147,36 @@ def verdict(result: RunResult) -> Verdict:
 
 def sweep_verdict(sweep: SweepResult) -> Verdict:
     """The sweep in one sentence. A level above the best rate is meant to miss, and colours nothing."""
-    if any(finding.severity is Severity.WRONG for finding in sweep_findings(sweep)):
-        return Severity.WRONG, _VERDICTS[Severity.WRONG]
+    findings = sweep_findings(sweep)
+    if any(finding.severity is Severity.WRONG for finding in findings):
+        return Severity.WRONG, _because(Severity.WRONG, findings)
     if not sweep.objectives:
         return None, "No objective was set, so there is no best rate."
     if sweep.best_rate is None:
+        if any(finding.severity is Severity.INVALID for finding in sweep.findings):
+            return Severity.INVALID, _because(Severity.INVALID, sweep.findings)
         return Severity.MISSED, "No level kept every objective."
-    beyond = (
-        "the highest that was tried"
-        if sweep.first_missed_rate is None
-        else f"at {sweep.first_missed_rate:.4g} one was missed"
+    return None, f"Every objective held up to {sweep.best_rate:.4g} requests/s; {_beyond(sweep, sweep.best_rate)}."
+
+
+def _because(worst: Severity, findings: Sequence[Finding]) -> str:
+    """The verdict, and the first of the findings that it rests on."""
+    first, *others = (finding.text for finding in findings if finding.severity is worst)
+    more = f"; and {len(others)} more" if others else ""
+    return f"{_VERDICTS[worst]}: {first}{more}."
+
+
+def _beyond(sweep: SweepResult, best_rate: float) -> str:
+    """What is known of rates above the best one."""
+    if sweep.first_missed_rate is not None:
+        at_it = next((level for level in sweep.levels if level.load.rate == sweep.first_missed_rate), None)
+        piled_up = at_it is not None and all(kept.met for kept in at_it.objectives)
+        what = "open requests piled up" if piled_up else "one was missed"
+        return f"at {sweep.first_missed_rate:.4g} {what}"
+    unknown = next((level for level in sweep.levels if (level.load.rate or 0.0) > best_rate), None)
+    if unknown is None:
+        return "the highest that was tried"
+    why = next(
+        (each.text for each in unknown.findings if each.severity is Severity.INVALID), "it did not run to its end"
     )
-    return None, f"Every objective held up to {sweep.best_rate:.4g} requests/s; {beyond}."
+    return f"of {unknown.load.rate:.4g}, which was tried, nothing is known: {why}"
