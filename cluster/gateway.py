@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from tramontane.cluster.doors import host_port
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
-from tramontane.cluster.interceptors import RequestGuard
+from tramontane.cluster.interceptors import OPEN_CALLS, RequestGuard, receive_limit_bytes
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.served_model import ServedModel
@@ -30,6 +30,7 @@ from tramontane.cluster.servicer import Servicer
 from tramontane.cluster.stats import ServiceStats
 from tramontane.cluster.tls import server_credentials
 from tramontane.cluster.tokens import TokenGuard, Tokens
+from tramontane.cluster.users import Users
 from tramontane.cluster.validation import request_limit_bytes
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
@@ -46,6 +47,15 @@ KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
 """After so long without a sign of life a client is pinged; so long it may take to answer."""
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
+STREAMS_OF_A_CONNECTION = OPEN_CALLS // 2 + OPEN_CALLS // 8
+"""All that one user may have open, and more that are on their way out. gRPC refuses others without a word of ours. It
+counts streams that were reset until the event loop has come to them, so resets in a row make no longer queue."""
+PENDING_CALLS = 4 * STREAMS_OF_A_CONNECTION
+"""That have come in and wait for the event loop, for each method. Beyond it gRPC cancels what comes."""
+WINDOW_BYTES = 1 << 16
+"""What a stream may bring before its request is read; HTTP/2's own default."""
+METADATA_BYTES = 16 << 10
+"""Of a call; read before a token is checked."""
 
 
 class Gateway:
@@ -58,7 +68,9 @@ class Gateway:
         self._request_limit_bytes = request_limit_bytes(context)
         self._offer = Offer(model_name, self._on_change)
         self._health = Health(self._statuses)
-        self._servicer = Servicer(self._offer, fetch_stats)
+        self._users = Users()
+        self._guard = RequestGuard(self._request_limit_bytes, self._users)
+        self._servicer = Servicer(self._offer, self._users, fetch_stats)
         self._server: grpc.aio.Server | None = None
 
     async def start(self, entrance: Entrance) -> int:
@@ -71,9 +83,10 @@ class Gateway:
         assert self._server is None, "a gateway starts once"
         host, port = entrance.host, entrance.port
         await check_port(host, port)
-        guards: list[Any] = [RequestGuard(self._request_limit_bytes)]
+        guards: list[Any] = [self._guard]
         if entrance.token_file is not None:
             guards.insert(0, TokenGuard(Tokens(entrance.token_file)))
+            self._users.go_by_tokens()
             self._health.be_discreet()
         options = server_options(self._request_limit_bytes, entrance.max_connection_age_s)
         server = grpc.aio.server(interceptors=guards, options=options)
@@ -145,8 +158,16 @@ def server_options(request_limit_bytes: int, max_connection_age_s: float) -> lis
     """gRPC's arguments for a gateway's server."""
     options = [
         ("grpc.so_reuseport", 0),
-        # Up to twice the limit comes in, so that who sent too much hears it from the interceptor, with numbers.
-        ("grpc.max_receive_message_length", 2 * request_limit_bytes),
+        ("grpc.max_receive_message_length", receive_limit_bytes(request_limit_bytes)),
+        ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
+        # At its defaults, 1000 and 3000, gRPC cancels honest calls long before we would refuse them.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+        # With its probe of the network on, gRPC lets each stream bring 4 MiB unread.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         # A client may ping each 20 s, with or without calls. (gRPC's default of 5 minutes is longer than most firewalls
         # and address translators keep a silent connection.)
         ("grpc.http2.min_ping_interval_without_data_ms", round(MIN_PING_INTERVAL_S * 1000)),
