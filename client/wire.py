@@ -10,7 +10,7 @@ from typing import TypeAlias, TypedDict
 
 from grpc_health.v1 import health_pb2
 
-from tramontane.client.types import HealthStatus, ModelInfo, ProcessStats, RouterStats, StageStats, Stats
+from tramontane.client.types import GatewayStats, HealthStatus, ModelInfo, ProcessStats, RouterStats, StageStats, Stats
 from tramontane.protos import serving_pb2
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -162,6 +162,19 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
                 kv_blocks_total=tuple(router.kv_blocks_total),
             )
             for router in response.routers
+        ),
+        gateways=tuple(
+            GatewayStats(
+                name=gateway.name,
+                open_calls=gateway.open_calls,
+                refused_calls=gateway.refused_calls,
+                tokenizing_bytes=gateway.tokenizing_bytes,
+                longest_stall_ms=gateway.longest_stall_ms,
+                recent_stall_ms=gateway.recent_stall_ms,
+                longest_own_stall_ms=gateway.longest_own_stall_ms,
+                recent_own_stall_ms=gateway.recent_own_stall_ms,
+            )
+            for gateway in response.gateways
         ),
     )
 

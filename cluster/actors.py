@@ -22,7 +22,14 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec, gateway_name, router_name, stage_name
-from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters, process_facts
+from tramontane.cluster.stats import (
+    GatewayCounters,
+    ProcessFacts,
+    RouterCounters,
+    ServiceStats,
+    StageCounters,
+    process_facts,
+)
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.cores import keep_to, share_of_cores
@@ -234,6 +241,8 @@ class Gateway:
 
     async def set_model(self, version: str, row_invariant: bool) -> None:
         spec, config = self._spec, ModelConfig.load(self._spec.path)
+        # Beside the event loop: large vocabularies take some tenths of a second.
+        tokenizer = await asyncio.to_thread(Tokenizer.load, spec.path, config)
         self._plain.set_model(
             ServedModel(
                 name=spec.name,
@@ -243,7 +252,7 @@ class Gateway:
                 stages=spec.stages,
                 version=version,
                 row_invariant=row_invariant,
-                tokenizer=Tokenizer.load(spec.path, config),
+                tokenizer=tokenizer,
             )
         )
 
@@ -260,8 +269,8 @@ class Gateway:
     async def gone(self) -> str:
         return await asyncio.shield(self._gone)
 
-    async def stats(self) -> ProcessFacts:
-        return process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
+    async def stats(self) -> tuple[GatewayCounters, ProcessFacts]:
+        return self._plain.stats(), process_facts("gateway", self._name.removeprefix("gateway-"), node_id())
 
     async def close(self) -> None:
         if self._gateway is not None and not self._gone.done():

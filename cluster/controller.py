@@ -105,12 +105,13 @@ class Controller:
         return ServiceStats(
             processes=(
                 self._process_facts(),
-                *gateways,
+                *(facts for _, facts in gateways),
                 *(facts for _, facts in routers),
                 *(facts for _, facts in stages),
             ),
             stages=tuple(counters for counters, _ in stages),
             routers=tuple(counters for counters, _ in routers),
+            gateways=tuple(counters for counters, _ in gateways),
         )
 
     async def _bring_up(self) -> None:

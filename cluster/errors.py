@@ -30,6 +30,7 @@ class CallError(Exception):
         field: str | None = None,
         retry_after_s: float | None = None,
         retry: bool = True,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -39,7 +40,7 @@ class CallError(Exception):
         self.retry_after_s = retry_after_s
         self.retry = retry
         """Whether gRPC may try again by itself before the first message."""
-        self.request_id: str | None = None
+        self.request_id = request_id
         """The request's name, filled in by whoever knows it."""
 
     def status(self) -> grpc.Status:

@@ -27,7 +27,8 @@ from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
-from tramontane.cluster.stats import ServiceStats
+from tramontane.cluster.stalls import LoopWatch
+from tramontane.cluster.stats import GatewayCounters, ServiceStats
 from tramontane.cluster.tls import server_credentials
 from tramontane.cluster.tokens import TokenGuard, Tokens
 from tramontane.cluster.users import Users
@@ -71,6 +72,7 @@ class Gateway:
         self._users = Users()
         self._guard = RequestGuard(self._request_limit_bytes, self._users)
         self._servicer = Servicer(self._offer, self._users, fetch_stats)
+        self._watch = LoopWatch()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, entrance: Entrance) -> int:
@@ -104,6 +106,7 @@ class Gateway:
             raise OSError(f"cannot listen on {host_port(host, port)}: {error}") from error
         await server.start()
         self._server = server
+        self._watch.start()
         log.info("%s listens on %s", self._name, host_port(host, bound))
         return bound
 
@@ -111,6 +114,20 @@ class Gateway:
     def generation(self) -> int:
         """Of the route table; below 0 before there is one."""
         return self._offer.generation
+
+    def stats(self) -> GatewayCounters:
+        """How it fares."""
+        all_stalls, own_stalls, now_s = self._watch.all, self._watch.own, asyncio.get_running_loop().time()
+        return GatewayCounters(
+            name=self._name.removeprefix("gateway-"),
+            open_calls=self._guard.open,
+            refused_calls=self._guard.refused,
+            tokenizing_bytes=self._servicer.tokenizing_bytes,
+            longest_stall_ms=1e3 * all_stalls.ever_s,
+            recent_stall_ms=1e3 * all_stalls.recent_s(now_s),
+            longest_own_stall_ms=1e3 * own_stalls.ever_s,
+            recent_own_stall_ms=1e3 * own_stalls.recent_s(now_s),
+        )
 
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
@@ -142,6 +159,7 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(LAST_WORDS_S)
         self._servicer.close()
+        self._watch.stop()
         await self._offer.close()
         log.info("%s closed", self._name)
 

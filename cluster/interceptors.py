@@ -25,17 +25,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 OPEN_CALLS = 8192
 """Of all users; one alone may have half of them."""
-RECEIVING_BYTES = 256 << 20
+RECEIVING_BYTES = 512 << 20
 """Of all requests that are being read."""
 FEWEST_PLACES = 16
 """For requests that are being read, however large they may be."""
+RECEIVE_LIMIT_BYTES = 8 << 20
+"""See `receive_limit_bytes`."""
 RECEIVE_S = 30.0
 """What a request may take from its place on until it is there."""
 
 
 def receive_limit_bytes(request_limit_bytes: int) -> int:
     """What gRPC takes in of a request: more than may be, so that who sent too much hears it from us, with numbers."""
-    return 2 * request_limit_bytes
+    return max(RECEIVE_LIMIT_BYTES, 2 * request_limit_bytes)
 
 
 class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

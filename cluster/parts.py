@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tramontane.cluster.doors import Address
-from tramontane.cluster.stats import ProcessFacts, RouterCounters, StageCounters
+from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
 
 
@@ -72,7 +72,7 @@ class GatewayControl(Protocol):
         """Wait until the gateway has closed; the reason."""
         ...
 
-    async def stats(self) -> ProcessFacts:
+    async def stats(self) -> tuple[GatewayCounters, ProcessFacts]:
         """Facts about its process."""
         ...
 

@@ -65,13 +65,17 @@ class Servicer(pb_grpc.ServingServicer):
             response.completion.token_ids.extend(event.delta.token_ids)
             response.completion.log_probabilities.extend(event.delta.log_probabilities)
 
-        await self._generate(request, context, collect)
+        generating = self._generate(request, context, collect)
+        del request  # a text of megabytes is not kept while its completion is generated
+        await generating
         response.completion.text = "".join(text)
         return response
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """Write events as they come. (Not a generator: a write that blocks is then ended by CancelledError alone.)"""
-        await self._generate(request, context, context.write)
+        generating = self._generate(request, context, context.write)
+        del request  # as above
+        await generating
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """As a prompt is tokenized."""
@@ -114,7 +118,13 @@ class Servicer(pb_grpc.ServingServicer):
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],
             routers=[pb.RouterStats(**asdict(router)) for router in stats.routers],
+            gateways=[pb.GatewayStats(**asdict(gateway)) for gateway in stats.gateways],
         )
+
+    @property
+    def tokenizing_bytes(self) -> int:
+        """Of requests that wait to be tokenized, or are being tokenized, now."""
+        return self._tokenizing.held_bytes
 
     async def wait_idle(self) -> None:
         """Wait until no generation is going on."""
@@ -140,17 +150,17 @@ class Servicer(pb_grpc.ServingServicer):
         try:
             async with asyncio.timeout_at(deadline_s):
                 model = self._offer.require(message.model if message.HasField("model") else None)
-                request = await self._admit(message, model, request_id, self._users.of(context))
+                admitting = self._admit(message, model, request_id, self._users.of(context))
+                del message
+                request = await admitting
                 await self._complete(request, model, arrived_s, deadline_s, send)
         except CallError as error:
             error.request_id = request_id
             log.info("request %s: %s, %s", request_id, error.code.name, error.message)
             raise
         except TimeoutError:
-            late = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
-            late.request_id = request_id
-            log.info("request %s: %s", request_id, late.code.name)
-            raise late from None
+            log.info("request %s: %s", request_id, grpc.StatusCode.DEADLINE_EXCEEDED.name)
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed", request_id=request_id) from None
         except asyncio.CancelledError:
             log.info("request %s: its client left, or its deadline passed", request_id)
             raise

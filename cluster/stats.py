@@ -65,12 +65,35 @@ class RouterCounters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatewayCounters:
+    """How a gateway fares."""
+
+    name: str
+    """`0` is gateway 0."""
+    open_calls: int
+    """Of all methods, now."""
+    refused_calls: int
+    """Because their user had its share of open calls, since the start."""
+    tokenizing_bytes: int
+    """Of requests that wait to be tokenized, or are being tokenized, now."""
+    longest_stall_ms: float
+    """The longest time for which the event loop stood still, since the start."""
+    recent_stall_ms: float
+    """The same over the last minute."""
+    longest_own_stall_ms: float
+    """As `longest_stall_ms`, without the time for which other threads had the machine's cores."""
+    recent_own_stall_ms: float
+    """The same over the last minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceStats:
     """One reading of all of them."""
 
     processes: tuple[ProcessFacts, ...]
     stages: tuple[StageCounters, ...]
     routers: tuple[RouterCounters, ...]
+    gateways: tuple[GatewayCounters, ...]
 
 
 def process_facts(role: str, name: str, node: str) -> ProcessFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeAlias
@@ -35,6 +36,7 @@ class Users:
         return host_of(context.peer()) if token is None else hashlib.sha256(token.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=4096)
 def host_of(peer: str) -> str:
     """gRPC's name for a peer without its port. Of IPv6 the first 64 bits, since who has one address has 2^64 of them.
 

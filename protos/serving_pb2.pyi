@@ -223,14 +223,16 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("processes", "stages", "routers")
+    __slots__ = ("processes", "stages", "routers", "gateways")
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     processes: _containers.RepeatedCompositeFieldContainer[ProcessStats]
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     routers: _containers.RepeatedCompositeFieldContainer[RouterStats]
-    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ...) -> None: ...
+    gateways: _containers.RepeatedCompositeFieldContainer[GatewayStats]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("role", "name", "node", "pid", "start_time_s", "cpu_s")
@@ -285,3 +287,23 @@ class RouterStats(_message.Message):
     kv_blocks_used: _containers.RepeatedScalarFieldContainer[int]
     kv_blocks_total: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., microbatches: _Optional[int] = ..., tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., in_flight_microbatches: _Optional[int] = ..., kv_blocks_used: _Optional[_Iterable[int]] = ..., kv_blocks_total: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GatewayStats(_message.Message):
+    __slots__ = ("name", "open_calls", "refused_calls", "tokenizing_bytes", "longest_stall_ms", "recent_stall_ms", "longest_own_stall_ms", "recent_own_stall_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPEN_CALLS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_OWN_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_OWN_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    open_calls: int
+    refused_calls: int
+    tokenizing_bytes: int
+    longest_stall_ms: float
+    recent_stall_ms: float
+    longest_own_stall_ms: float
+    recent_own_stall_ms: float
+    def __init__(self, name: _Optional[str] = ..., open_calls: _Optional[int] = ..., refused_calls: _Optional[int] = ..., tokenizing_bytes: _Optional[int] = ..., longest_stall_ms: _Optional[float] = ..., recent_stall_ms: _Optional[float] = ..., longest_own_stall_ms: _Optional[float] = ..., recent_own_stall_ms: _Optional[float] = ...) -> None: ...

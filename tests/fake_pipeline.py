@@ -16,7 +16,7 @@ from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.served_model import ServedModel
-from tramontane.cluster.stats import ProcessFacts, RouterCounters, ServiceStats, StageCounters
+from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, ServiceStats, StageCounters
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.config import EXAMPLE
 
@@ -175,6 +175,18 @@ async def fake_stats() -> ServiceStats:
                 in_flight_microbatches=8,
                 kv_blocks_used=(1, 2),
                 kv_blocks_total=(10, 20),
+            ),
+        ),
+        gateways=(
+            GatewayCounters(
+                name="0",
+                open_calls=1,
+                refused_calls=2,
+                tokenizing_bytes=3,
+                longest_stall_ms=4.0,
+                recent_stall_ms=5.0,
+                longest_own_stall_ms=6.0,
+                recent_own_stall_ms=7.0,
             ),
         ),
     )

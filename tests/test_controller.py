@@ -13,7 +13,7 @@ from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.spec import ServiceSpec
-from tramontane.cluster.stats import RouterCounters, StageCounters, process_facts
+from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
 from tramontane.stages.kv_layout import KVLayout
 
@@ -119,7 +119,8 @@ class FakeGateway:
         return await asyncio.shield(self.platform.gateway_gone)
 
     async def stats(self):
-        return process_facts("gateway", "0", "n")
+        counters = {field.name: 0 for field in fields(GatewayCounters)} | {"name": "0"}
+        return GatewayCounters(**counters), process_facts("gateway", "0", "n")
 
     async def close(self):
         self.platform.log.append("close gateway")
@@ -231,6 +232,7 @@ async def test_stats_come_from_those_who_answer(spec) -> None:
     stats = await controller.stats()
     assert [process.role for process in stats.processes] == ["controller", "gateway", "router", "stage"]
     assert [stage.name for stage in stats.stages] == ["0.0"]
+    assert [gateway.name for gateway in stats.gateways] == ["0"]
     await controller.stop()
 
 
