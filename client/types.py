@@ -120,18 +120,6 @@ class ProcessStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayStats:
-    """Counters of one gateway since it started."""
-
-    name: str
-    """`0` is gateway 0."""
-    refusal_bounds_s: tuple[float, ...]
-    """Upper bounds of the counts, ascending; the last one is infinite."""
-    refusal_counts: tuple[int, ...]
-    """Calls that ended with RESOURCE_EXHAUSTED, by the time from their arrival to the status."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
     """Counters of one stage since it was loaded."""
 
@@ -196,6 +184,32 @@ class RouterStats:
     admission: AdmissionStats = AdmissionStats()
     late: str = ""
     """Which stage takes far longer than such a step does here; empty where none does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStats:
+    """How a gateway fares."""
+
+    name: str
+    """`0` is gateway 0."""
+    open_calls: int
+    """Of all methods, now."""
+    refused_calls: int
+    """Because their user had its share of open calls, since the start."""
+    tokenizing_bytes: int
+    """Of requests that wait to be tokenized, or are being tokenized, now."""
+    longest_stall_ms: float
+    """The longest time for which its event loop stood still, since the start."""
+    recent_stall_ms: float
+    """The same over the last minute."""
+    longest_own_stall_ms: float
+    """As `longest_stall_ms`, without the time for which other threads had the machine's cores."""
+    recent_own_stall_ms: float
+    """The same over the last minute."""
+    refusal_bounds_s: tuple[float, ...]
+    """Upper bounds of the counts, ascending; the last one is infinite."""
+    refusal_counts: tuple[int, ...]
+    """Calls that ended with RESOURCE_EXHAUSTED, by the time from their arrival to the status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,14 +153,6 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
             )
             for process in response.processes
         ),
-        gateways=tuple(
-            GatewayStats(
-                name=gateway.name,
-                refusal_bounds_s=tuple(gateway.refusal_bounds_s),
-                refusal_counts=tuple(gateway.refusal_counts),
-            )
-            for gateway in response.gateways
-        ),
         stages=tuple(
             StageStats(name=stage.name, busy_ns=stage.busy_ns, steps=stage.steps, tokens=stage.tokens)
             for stage in response.stages
@@ -182,6 +174,21 @@ def stats(response: serving_pb2.GetStatsResponse) -> Stats:
                 late=router.late,
             )
             for router in response.routers
+        ),
+        gateways=tuple(
+            GatewayStats(
+                name=gateway.name,
+                open_calls=gateway.open_calls,
+                refused_calls=gateway.refused_calls,
+                tokenizing_bytes=gateway.tokenizing_bytes,
+                longest_stall_ms=gateway.longest_stall_ms,
+                recent_stall_ms=gateway.recent_stall_ms,
+                longest_own_stall_ms=gateway.longest_own_stall_ms,
+                recent_own_stall_ms=gateway.recent_own_stall_ms,
+                refusal_bounds_s=tuple(gateway.refusal_bounds_s),
+                refusal_counts=tuple(gateway.refusal_counts),
+            )
+            for gateway in response.gateways
         ),
     )
 

@@ -222,7 +222,8 @@ class Gateway:
     async def set_model(self, version: str, row_invariant: bool) -> None:
         if self._plain.model is None:  # a restarted controller says again what was loaded
             folder = ModelFolder(self._spec, part=self._name, node=_node())
-            self._plain.set_model(folder.served_model(version, row_invariant))
+            # Beside the event loop: large vocabularies take some tenths of a second.
+            self._plain.set_model(await asyncio.to_thread(folder.served_model, version, row_invariant))
 
     async def set_routes(self, generation: int, routers: Sequence[tuple[str, Address]]) -> None:
         await self._plain.set_routes(generation, routers)

@@ -6,10 +6,14 @@ InvalidField     (validation.py) a ValueError that names a field; becomes INVALI
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+E = TypeVar("E", bound=BaseException)
 
 RETRY_AFTER_S = 1.0
 """What a full queue tells its clients to wait."""
@@ -26,6 +30,7 @@ class CallError(Exception):
         field: str | None = None,
         retry_after_s: float | None = None,
         retry: bool = True,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -35,7 +40,7 @@ class CallError(Exception):
         self.retry_after_s = retry_after_s
         self.retry = retry
         """Whether gRPC may try again by itself before the first message."""
-        self.request_id: str | None = None
+        self.request_id = request_id
         """The request's name, filled in by whoever knows it."""
 
     def status(self) -> grpc.Status:
@@ -56,3 +61,13 @@ class CallError(Exception):
     def retry_pushback(self) -> tuple[tuple[str, str], ...]:
         """Trailers that keep gRPC from trying again by itself, where that would only hide the error from the user."""
         return () if self.retry else (("grpc-retry-pushback-ms", "-1"),)
+
+
+def without_frames(error: E) -> E:
+    """The exception without what led to it.
+
+    A traceback's frames hold whatever their functions worked on, a prompt of megabytes for example; and where one of
+    them holds the exception, all that stays in memory until the garbage collector comes by.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

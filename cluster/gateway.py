@@ -22,14 +22,16 @@ from grpc_reflection.v1alpha import reflection
 from tramontane.cluster.doors import Address, host_port
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
-from tramontane.cluster.interceptors import RequestGuard
+from tramontane.cluster.interceptors import OPEN_CALLS, RequestGuard, receive_limit_bytes
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.routes import Dial, LinkNews
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.servicer import Servicer
+from tramontane.cluster.stalls import LoopWatch
 from tramontane.cluster.stats import GatewayCounters, ServiceStats
 from tramontane.cluster.tls import server_credentials
 from tramontane.cluster.tokens import TokenGuard, Tokens
+from tramontane.cluster.users import Users
 from tramontane.cluster.validation import request_limit_bytes
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
@@ -49,6 +51,15 @@ KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
 """After so long without a sign of life a client is pinged; so long it may take to answer."""
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
+STREAMS_OF_A_CONNECTION = OPEN_CALLS // 2 + OPEN_CALLS // 8
+"""All that one user may have open, and more that are on their way out. gRPC refuses others without a word of ours. It
+counts streams that were reset until the event loop has come to them, so resets in a row make no longer queue."""
+PENDING_CALLS = 4 * STREAMS_OF_A_CONNECTION
+"""That have come in and wait for the event loop, for each method. Beyond it gRPC cancels what comes."""
+WINDOW_BYTES = 1 << 16
+"""What a stream may bring before its request is read; HTTP/2's own default."""
+METADATA_BYTES = 16 << 10
+"""Of a call; read before a token is checked."""
 
 
 class Gateway:
@@ -64,11 +75,13 @@ class Gateway:
         dial: Dial,
     ) -> None:
         self._name = name
-        self._guard = RequestGuard(request_limit_bytes(context), name.removeprefix("gateway-"))
         self._request_limit_bytes = request_limit_bytes(context)
         self._offer = Offer(model_name, dial, self._on_change)
         self._health = Health(self._statuses)
-        self._servicer = Servicer(self._offer, fetch_stats)
+        self._users = Users()
+        self._guard = RequestGuard(self._request_limit_bytes, self._users)
+        self._servicer = Servicer(self._offer, self._users, fetch_stats)
+        self._watch = LoopWatch()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, entrance: Entrance) -> int:
@@ -84,6 +97,7 @@ class Gateway:
         guards: list[Any] = [self._guard]
         if entrance.token_file is not None:
             guards.insert(0, TokenGuard(Tokens(entrance.token_file)))
+            self._users.go_by_tokens()
             self._health.be_discreet()
         options = server_options(self._request_limit_bytes, entrance.max_connection_age_s)
         server = grpc.aio.server(interceptors=guards, options=options)
@@ -101,6 +115,7 @@ class Gateway:
             raise OSError(f"cannot listen on {host_port(host, port)}: {error}") from error
         await server.start()
         self._server = server
+        self._watch.start()
         log.info("%s listens on %s", self._name, host_port(host, bound))
         return bound
 
@@ -109,14 +124,25 @@ class Gateway:
         """Of the route table; below 0 before there is one."""
         return self._offer.routes.generation
 
-    def stats(self) -> GatewayCounters:
-        """Counters since the gateway was made."""
-        return self._guard.counters
-
     @property
     def model(self) -> ServedModel | None:
         """What it was told by `set_model`."""
         return self._offer.model
+
+    def stats(self) -> GatewayCounters:
+        """How it fares."""
+        all_stalls, own_stalls, now_s = self._watch.all, self._watch.own, asyncio.get_running_loop().time()
+        return GatewayCounters(
+            name=self._name.removeprefix("gateway-"),
+            open_calls=self._guard.open,
+            refused_calls=self._guard.refused,
+            refusal_counts=tuple(self._guard.refusal_counts),
+            tokenizing_bytes=self._servicer.tokenizing_bytes,
+            longest_stall_ms=1e3 * all_stalls.ever_s,
+            recent_stall_ms=1e3 * all_stalls.recent_s(now_s),
+            longest_own_stall_ms=1e3 * own_stalls.ever_s,
+            recent_own_stall_ms=1e3 * own_stalls.recent_s(now_s),
+        )
 
     def set_loading(self, fraction: float) -> None:
         """How far the model is loaded, 0 to 1."""
@@ -152,6 +178,7 @@ class Gateway:
         if self._server is not None:
             await self._server.stop(LAST_WORDS_S)
         self._servicer.close()
+        self._watch.stop()
         await self._offer.routes.close()
         log.info("%s closed", self._name)
 
@@ -168,8 +195,16 @@ def server_options(request_limit_bytes: int, max_connection_age_s: float) -> lis
     """gRPC's arguments for a gateway's server."""
     options = [
         ("grpc.so_reuseport", 0),
-        # Up to twice the limit comes in, so that who sent too much hears it from the interceptor, with numbers.
-        ("grpc.max_receive_message_length", 2 * request_limit_bytes),
+        ("grpc.max_receive_message_length", receive_limit_bytes(request_limit_bytes)),
+        ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
+        # At its defaults, 1000 and 3000, gRPC cancels honest calls long before we would refuse them.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+        # With its probe of the network on, gRPC lets each stream bring 4 MiB unread.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),
         # A client may ping each 20 s, with or without calls. (gRPC's default of 5 minutes is longer than most firewalls
         # and address translators keep a silent connection.)
         ("grpc.http2.min_ping_interval_without_data_ms", round(MIN_PING_INTERVAL_S * 1000)),

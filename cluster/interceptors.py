@@ -1,64 +1,159 @@
-"""What every call passes on its way in: its size, its parsing, and the turning of exceptions into statuses."""
+"""What every call passes on its way in: its user's share, its request's reading, and how exceptions become statuses."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 
-from tramontane.cluster.errors import CallError
+from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
+from tramontane.cluster.fairness import Shares
 from tramontane.cluster.log_lines import quoted, refusals
-from tramontane.cluster.stats import GatewayCounters
+from tramontane.cluster.places import Places
+from tramontane.cluster.stats import REFUSAL_BOUNDS_S
+from tramontane.cluster.tokens import needs_token
+from tramontane.cluster.users import Users, host_of
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+OPEN_CALLS = 8192
+"""Of all users; one alone may have half of them."""
+RECEIVING_BYTES = 512 << 20
+"""Of all requests that are being read."""
+FEWEST_PLACES = 16
+"""For requests that are being read, however large they may be."""
+RECEIVE_LIMIT_BYTES = 8 << 20
+"""See `receive_limit_bytes`."""
+RECEIVE_S = 30.0
+"""What a request may take from its place on until it is there."""
+
+
+def receive_limit_bytes(request_limit_bytes: int) -> int:
+    """What gRPC takes in of a request: more than may be, so that who sent too much hears it from us, with numbers."""
+    return max(RECEIVE_LIMIT_BYTES, 2 * request_limit_bytes)
 
 
 class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Parses requests itself, since grpc tells a client whose bytes are no message UNKNOWN and a Python class's name.
+    """Refuses at once what goes beyond a user's share, reads requests itself, and ends calls with typed statuses.
 
-    An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
+    - gRPC would read all requests side by side, and keep what has come of each. Here so many are read at a time as fit
+      into memory; of the others no more comes in than a stream's first window.
+    - It would tell a client whose bytes are no message UNKNOWN and a Python class's name.
+    - An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
-    def __init__(self, request_limit_bytes: int, gateway: str) -> None:
+    def __init__(self, request_limit_bytes: int, users: Users) -> None:
         self._limit = request_limit_bytes
-        self.counters = GatewayCounters(name=gateway)
+        self._users = users
+        self._calls = Shares(OPEN_CALLS)
+        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // receive_limit_bytes(request_limit_bytes)))
+        self.refusal_counts = [0] * len(REFUSAL_BOUNDS_S)
+        """Calls that ended with RESOURCE_EXHAUSTED, by the time that it took; see `GatewayCounters`."""
+        self.refused = 0
+        """Calls beyond a user's share, since the start."""
+
+    @property
+    def open(self) -> int:
+        """Calls that are open now."""
+        return self._calls.total - self._calls.left
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Wrap the handlers of calls with one request; reflection's streams of requests stay as they are."""
+        """Wrap the handlers of all calls."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler  # type: ignore[no-any-return]
+        if handler is None:
+            return None  # type: ignore[return-value]  # no such method, says gRPC then
         method = handler_call_details.method
-        answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        checked = needs_token(method)
 
-        async def behaviour(body: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def behaviour(messages: Any, context: Context) -> Any:
+            # The names of users by token are for calls whose token was checked.
             arrived_s = time.monotonic()
-            try:
-                return await answer(self._parse(body, handler.request_deserializer), context)
-            except CallError as error:
-                if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    self.counters = self.counters.refused(time.monotonic() - arrived_s)
-                status = error.status()
+            user = self._users.of(context) if checked else host_of(context.peer())
+            answer = await self._answer(method, handler, user, messages, context)
+            if isinstance(answer, CallError):  # by now no exception is under way, and none keeps the request
+                if answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    self.refusal_counts[bisect_left(REFUSAL_BOUNDS_S, time.monotonic() - arrived_s)] += 1
+                status = answer.status()
                 await context.abort(
-                    status.code, status.details, trailing_metadata=(*status.trailing_metadata, *error.retry_pushback)
+                    status.code, status.details, trailing_metadata=(*status.trailing_metadata, *answer.retry_pushback)
                 )
-            except grpc.aio.AbortError:
-                raise
-            except Exception:
-                refusals.exception("%s failed", quoted(method))
-                await context.abort(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
+            return answer
 
+        # As if there were many requests, even where there is one: then gRPC leaves it to us to read.
+        deserialize = handler.request_deserializer if handler.request_streaming else None
         wrap = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
         )
-        return wrap(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
+        return wrap(behaviour, deserialize, handler.response_serializer)
+
+    async def _answer(self, method: str, handler: Any, user: str, messages: Any, context: Context) -> Any:
+        """What the handler answers, or how the call fails."""
+        if not self._calls.take(user):
+            self.refused += 1
+            return CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._calls.held_by(user)} calls of yours are open, and {self._calls.left} of all "
+                f"{self._calls.total} places are left; nobody gets more than are left",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        try:
+            if handler.request_streaming:
+                return await self._converse(handler, user, messages, context)
+            answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
+            return await answer(await self._receive(handler, user, context), context)
+        except CallError as error:
+            return without_frames(error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            refusals.exception("%s failed", quoted(method))
+            return CallError(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
+        finally:
+            self._calls.give_back(user)
+
+    async def _receive(self, handler: Any, user: str, context: Context) -> Any:
+        """The call's request."""
+        await self._receiving.take(user)
+        try:
+            async with asyncio.timeout(RECEIVE_S):
+                body = await context.read()
+        except TimeoutError:
+            raise CallError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the request has not come whole within {RECEIVE_S:g} s"
+            ) from None
+        finally:
+            self._receiving.leave(user)
+        if body is EOF:
+            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no request")
+        return self._parse(body, handler.request_deserializer)
+
+    async def _converse(self, handler: Any, user: str, requests: Any, context: Context) -> None:
+        """A stream of requests, reflection's: one may be on its way at any time, so the place is kept to the end."""
+        if not self._receiving.take_at_once(user):
+            self.refused += 1
+            raise CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests are being read", retry_after_s=RETRY_AFTER_S
+            )
+        try:
+            async with aclosing(handler.stream_stream(requests, context)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+        finally:
+            self._receiving.leave(user)
 
     def _parse(self, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
         if len(body) > self._limit:

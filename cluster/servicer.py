@@ -5,48 +5,48 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 
 from tramontane.cluster.completion import Clock, Completion
-from tramontane.cluster.errors import RETRY_AFTER_S, CallError
+from tramontane.cluster.errors import CallError, without_frames
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.pipeline import Pipeline, broken_end
 from tramontane.cluster.request_line import RequestLine
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.stats import ServiceStats
-from tramontane.cluster.text import detokenize
-from tramontane.cluster.tokenizer import Tokenizer
-from tramontane.cluster.validation import InvalidField, Request, choose_request_id, validate, validate_ids
+from tramontane.cluster.text import detokenize_in_steps
+from tramontane.cluster.tokenizer import Tokenizer, TooLong
+from tramontane.cluster.tokenizing import Tokenizing
+from tramontane.cluster.users import Users
+from tramontane.cluster.validation import (
+    InvalidField,
+    Request,
+    choose_request_id,
+    validate_ids,
+    validate_in_steps,
+)
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Send: TypeAlias = Callable[[pb.GenerateEvent], Awaitable[None]]
-T = TypeVar("T")
-
-INLINE_BYTES = 4096
-"""Messages up to this size are tokenized on the event loop, in about a millisecond; larger ones on a thread."""
-TOKENIZER_THREADS = 2
-LARGE_LIMIT_BYTES = 256 * 2**20
-"""Larger messages held at a time; what goes over it is refused, so that they cannot fill the memory."""
 
 
 class Servicer(pb_grpc.ServingServicer):
     """Methods raise `CallError`; the interceptor makes a status of it."""
 
-    def __init__(self, offer: Offer, fetch_stats: Callable[[], Awaitable[ServiceStats]]) -> None:
+    def __init__(self, offer: Offer, users: Users, fetch_stats: Callable[[], Awaitable[ServiceStats]]) -> None:
         self._offer = offer
+        self._users = users
         self._fetch_stats = fetch_stats
-        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._tokenizing = Tokenizing()
         self._numbers = itertools.count()
         self._open: dict[int, tuple[Pipeline, Completion]] = {}
         self._calls = 0
-        self._large_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -63,20 +63,29 @@ class Servicer(pb_grpc.ServingServicer):
             response.completion.token_ids.extend(event.delta.token_ids)
             response.completion.log_probabilities.extend(event.delta.log_probabilities)
 
-        await self._generate(request, context, collect)
+        generating = self._generate(request, context, collect)
+        del request  # a text of megabytes is not kept while its completion is generated
+        await generating
         response.completion.text = "".join(text)
         return response
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """Write events as they come. (Not a generator: a write that blocks is then ended by CancelledError alone.)"""
-        await self._generate(request, context, context.write)
+        generating = self._generate(request, context, context.write)
+        del request  # as above
+        await generating
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """As a prompt is tokenized."""
-        _, tokenizer = self._tokenizer(request, "text")
+        model, tokenizer = self._tokenizer(request, "text")
         add_bos = request.add_bos if request.HasField("add_bos") else True
-        ids = await self._compute(len(request.text), lambda: tokenizer.encode(request.text, add_bos=add_bos))
-        return pb.TokenizeResponse(ids=ids)
+        steps = tokenizer.encode_in_steps(request.text, add_bos=add_bos, most=model.context)
+        try:
+            ids = await self._tokenizing.run(self._users.of(context), request.ByteSize(), steps)
+        except TooLong as error:
+            mistake = InvalidField("text", f"may be {model.context} tokens, the context; it is {error.tokens}")
+            raise _invalid(mistake) from without_frames(error)
+        return pb.TokenizeResponse(ids=ids.tolist())
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
         """As a completion's ids become text."""
@@ -87,8 +96,10 @@ class Servicer(pb_grpc.ServingServicer):
             ids = validate_ids("ids", request.ids, model.vocabulary).tolist()
         except InvalidField as error:
             raise _invalid(error) from error
-        text = await self._compute(len(ids), lambda: detokenize(tokenizer, ids, continuation=request.continuation))
-        return pb.DetokenizeResponse(text=text)
+        steps = detokenize_in_steps(tokenizer, ids, continuation=request.continuation)
+        return pb.DetokenizeResponse(
+            text=await self._tokenizing.run(self._users.of(context), request.ByteSize(), steps)
+        )
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """The one that is loaded, serving or not."""
@@ -104,10 +115,15 @@ class Servicer(pb_grpc.ServingServicer):
         return pb.GetStatsResponse(
             late=stats.late,
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
-            gateways=[pb.GatewayStats(**asdict(gateway)) for gateway in stats.gateways],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],
             routers=[pb.RouterStats(**asdict(router)) for router in stats.routers],
+            gateways=[pb.GatewayStats(**asdict(gateway)) for gateway in stats.gateways],
         )
+
+    @property
+    def tokenizing_bytes(self) -> int:
+        """Of requests that wait to be tokenized, or are being tokenized, now."""
+        return self._tokenizing.held_bytes
 
     async def wait_idle(self) -> None:
         """Wait until no generation is going on."""
@@ -121,7 +137,7 @@ class Servicer(pb_grpc.ServingServicer):
 
     def close(self) -> None:
         """Let the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._tokenizing.close()
 
     async def _generate(self, message: pb.GenerateRequest, context: Context, send: Send) -> None:
         """Serve one request until its end, its deadline or its client's leaving, and say in the log which it was."""
@@ -134,7 +150,9 @@ class Servicer(pb_grpc.ServingServicer):
         try:
             async with asyncio.timeout_at(deadline_s):
                 model = self._offer.require(message.model if message.HasField("model") else None)
-                request = await self._admit(message, model, request_id)
+                admitting = self._admit(message, model, request_id, self._users.of(context))
+                del message
+                request = await admitting
                 reason = await self._complete(request, model, arrived_s, deadline_s, send, line)
                 line.write(f"OK, {pb.FinishReason.Name(reason)}", _now())
         except CallError as error:
@@ -142,10 +160,8 @@ class Servicer(pb_grpc.ServingServicer):
             line.write(f"{error.code.name}, {error.message}", _now())
             raise
         except TimeoutError:
-            late = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
-            late.request_id = request_id
-            line.write(late.code.name, _now())
-            raise late from None
+            line.write(grpc.StatusCode.DEADLINE_EXCEEDED.name, _now())
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed", request_id=request_id) from None
         except asyncio.CancelledError:
             line.write("CANCELLED, its client left, or its deadline passed", _now())
             raise
@@ -154,13 +170,14 @@ class Servicer(pb_grpc.ServingServicer):
             if not self._calls:
                 self._idle.set()
 
-    async def _admit(self, message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Request:
+    async def _admit(self, message: pb.GenerateRequest, model: ServedModel, request_id: str, user: str) -> Request:
         if message.HasField("resume"):
             raise CallError(grpc.StatusCode.UNIMPLEMENTED, "resume is not supported yet", field="resume")
         try:
-            return await self._compute(len(message.text), lambda: validate(message, model, request_id))
+            steps = validate_in_steps(message, model, request_id)
+            return await self._tokenizing.run(user, message.ByteSize(), steps)
         except InvalidField as error:
-            raise _invalid(error) from error
+            raise _invalid(error) from without_frames(error)
 
     async def _complete(
         self,
@@ -196,22 +213,6 @@ class Servicer(pb_grpc.ServingServicer):
         if model.tokenizer is None:
             raise _invalid(InvalidField(field, f"needs a tokenizer, and model {model.name!r} has none"))
         return model, model.tokenizer
-
-    async def _compute(self, size: int, work: Callable[[], T]) -> T:
-        """Do small work here, large work on a thread, so that the event loop goes on."""
-        if size <= INLINE_BYTES:
-            return work()
-        if self._large_bytes + size > LARGE_LIMIT_BYTES:
-            raise CallError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._large_bytes} bytes of prompts wait to be tokenized, and the limit is {LARGE_LIMIT_BYTES}",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._large_bytes += size
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._large_bytes -= size
 
 
 def _invalid(error: InvalidField) -> CallError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 
 from tramontane.stages.counters import StageStats
+
+REFUSAL_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +92,30 @@ class RouterCounters:
     """Which stage takes far longer than such a step does here; empty where none does."""
 
 
-REFUSAL_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, math.inf)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GatewayCounters:
-    """What a gateway has done since it started."""
+    """How a gateway fares."""
 
     name: str
     """`0` is gateway 0."""
+    open_calls: int
+    """Of all methods, now."""
+    refused_calls: int
+    """Because their user had its share of open calls, since the start."""
+    tokenizing_bytes: int
+    """Of requests that wait to be tokenized, or are being tokenized, now."""
+    longest_stall_ms: float
+    """The longest time for which the event loop stood still, since the start."""
+    recent_stall_ms: float
+    """The same over the last minute."""
+    longest_own_stall_ms: float
+    """As `longest_stall_ms`, without the time for which other threads had the machine's cores."""
+    recent_own_stall_ms: float
+    """The same over the last minute."""
     refusal_bounds_s: tuple[float, ...] = REFUSAL_BOUNDS_S
     refusal_counts: tuple[int, ...] = (0,) * len(REFUSAL_BOUNDS_S)
     """Calls that ended with RESOURCE_EXHAUSTED, by the time from their arrival to the status: each count is of those
     that took at most its bound, and longer than the bound before."""
-
-    def refused(self, seconds: float) -> GatewayCounters:
-        """The counters after one more refusal."""
-        counts = [*self.refusal_counts]
-        counts[bisect_left(self.refusal_bounds_s, seconds)] += 1
-        return replace(self, refusal_counts=tuple(counts))
 
 
 @dataclass(frozen=True, kw_only=True)

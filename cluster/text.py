@@ -8,9 +8,13 @@ fresh character even if a prompt of ids ends inside one.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
+from tramontane.cluster.steps import Steps, finish
 from tramontane.cluster.tokenizer import Tokenizer
+
+STEP_IDS = 4096
+"""Joined in a step of some milliseconds."""
 
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 
@@ -46,10 +50,18 @@ class Detokenizer:
         return surface
 
 
-def detokenize(tokenizer: Tokenizer, ids: Iterable[int], *, continuation: bool) -> str:
+def detokenize(tokenizer: Tokenizer, ids: Sequence[int], *, continuation: bool) -> str:
     """Join all ids at once."""
-    detokenizer = Detokenizer(tokenizer, continuation=continuation)
-    return "".join(map(detokenizer.push, ids)) + detokenizer.finish()
+    return finish(detokenize_in_steps(tokenizer, ids, continuation=continuation))
+
+
+def detokenize_in_steps(tokenizer: Tokenizer, ids: Sequence[int], *, continuation: bool) -> Steps[str]:
+    """Join ids, some in each step."""
+    detokenizer, texts = Detokenizer(tokenizer, continuation=continuation), list[str]()
+    for start in range(0, len(ids), STEP_IDS):
+        yield
+        texts.extend(map(detokenizer.push, ids[start : start + STEP_IDS]))
+    return "".join(texts) + detokenizer.finish()
 
 
 class StopStrings:

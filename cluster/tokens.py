@@ -80,7 +80,7 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
     ) -> Handler:
         """Let it through, or put a handler in its place that refuses."""
         method, metadata = handler_call_details.method, handler_call_details.invocation_metadata
-        if method.startswith(OPEN):
+        if not needs_token(method):
             return await continuation(handler_call_details)
         reason = self._reason(dict(metadata or ()).get("authorization"))
         if reason is None:
@@ -97,10 +97,25 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
         """Why a call with this metadata is refused; None where it is not."""
         if authorization is None:
             return "a bearer token is missing: this server needs the metadata `authorization: Bearer TOKEN`"
-        scheme, _, token = str(authorization).partition(" ")
-        if scheme.lower() != "bearer":
+        token = bearer_token(str(authorization))
+        if token is None:
             return "the metadata `authorization` holds no bearer token: it should say `Bearer TOKEN`"
-        return None if self._tokens.know(token.strip()) else "the bearer token is not known here"
+        return None if self._tokens.know(token) else "the bearer token is not known here"
+
+
+def needs_token(method: str) -> bool:
+    """Whether a call of this method needs a token where tokens are asked for."""
+    return not method.startswith(OPEN)
+
+
+def bearer_token(authorization: str) -> str | None:
+    """The token in the metadata `authorization`; None where it holds none.
+
+    >>> bearer_token("bearer  sesame")
+    'sesame'
+    """
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _digest(token: bytes) -> bytes:

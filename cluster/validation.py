@@ -16,6 +16,8 @@ import numpy as np
 from tramontane.cluster.log_lines import quoted
 from tramontane.cluster.messages import Submit
 from tramontane.cluster.served_model import ServedModel
+from tramontane.cluster.steps import Steps, finish
+from tramontane.cluster.tokenizer import TooLong
 from tramontane.protos import serving_pb2 as pb
 from tramontane.stages.microbatch import Int32Array
 
@@ -26,8 +28,10 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_IDS = 64
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """Printable ASCII."""
-REQUEST_BYTES_PER_TOKEN = 16
-LEAST_REQUEST_BYTES = 4 << 20
+BYTES_OF_OPTIONS = 64 << 10
+"""What a request may have beside its prompt."""
+BYTES_OF_A_TOKEN = 64
+"""Of a prompt. The longest piece of Mistral's vocabularies is 16 spaces, or 48 bytes where U+2581 is written out."""
 
 
 class InvalidField(ValueError):  # noqa: N818  (what it says, not what it is)
@@ -76,8 +80,8 @@ class Request:
 
 
 def request_limit_bytes(context: int) -> int:
-    """The size of a request on the wire."""
-    return max(LEAST_REQUEST_BYTES, REQUEST_BYTES_PER_TOKEN * context)
+    """The size of a request on the wire: a prompt that fills the context fits."""
+    return BYTES_OF_OPTIONS + BYTES_OF_A_TOKEN * context
 
 
 def choose_request_id(message: pb.GenerateRequest) -> str:
@@ -88,7 +92,12 @@ def choose_request_id(message: pb.GenerateRequest) -> str:
 
 
 def validate(message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Request:
-    """Check everything, tokenize, fill in what is unset. Long texts take seconds to tokenize.
+    """See `validate_in_steps`."""
+    return finish(validate_in_steps(message, model, request_id))
+
+
+def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Steps[Request]:
+    """Check everything, tokenize, fill in what is unset. The first step tokenizes nothing.
 
     Raises:
         InvalidField: the first mistake found.
@@ -102,7 +111,7 @@ def validate(message: pb.GenerateRequest, model: ServedModel, request_id: str) -
     stop_ids = _stop_ids(stopping, model)
     if stopping.HasField("max_tokens") and stopping.max_tokens < 1:
         raise InvalidField("stopping.max_tokens", "must be at least 1; it is 0")
-    tokens = _prompt(message, model)
+    tokens = yield from _prompt(message, model)
     max_tokens = _max_tokens(stopping, len(tokens), model.context)
     if stopping.min_tokens > max_tokens:
         raise InvalidField(
@@ -172,14 +181,15 @@ def _stop_ids(stopping: pb.Stopping, model: ServedModel) -> Int32Array:
     return np.union1d(ids, np.array(eos_ids, np.int32)).astype(np.int32)
 
 
-def _prompt(message: pb.GenerateRequest, model: ServedModel) -> Int32Array:
+def _prompt(message: pb.GenerateRequest, model: ServedModel) -> Steps[Int32Array]:
     """The prompt's ids: tokenized with BOS before them, or as given."""
     kind = message.WhichOneof("prompt")
     if kind == "tokens":
         field = "tokens.ids"
         if not message.tokens.ids:
             raise InvalidField(field, "is empty; a prompt needs at least 1 token")
-        _check_prompt_length(field, len(message.tokens.ids), model.context)
+        if len(message.tokens.ids) >= model.context:
+            raise _too_long(field, len(message.tokens.ids), model.context)
         return validate_ids(field, message.tokens.ids, model.vocabulary)
     if kind != "text":
         raise InvalidField("prompt", "is missing: set text or tokens")
@@ -187,18 +197,19 @@ def _prompt(message: pb.GenerateRequest, model: ServedModel) -> Int32Array:
         raise InvalidField("text", "is empty; a prompt needs at least 1 character")
     if model.tokenizer is None:
         raise InvalidField("text", f"needs a tokenizer, and model {model.name!r} has none; send tokens")
-    tokens = model.tokenizer.encode(message.text, add_bos=True)
-    if not tokens:
+    try:
+        tokens = yield from model.tokenizer.encode_in_steps(message.text, add_bos=True, most=model.context - 1)
+    except TooLong as error:
+        raise _too_long("text", error.tokens, model.context) from None
+    if not len(tokens):
         raise InvalidField("text", "has no token after normalisation; a prompt needs at least 1")
-    _check_prompt_length("text", len(tokens), model.context)
-    return np.array(tokens, np.int32)
+    return tokens
 
 
-def _check_prompt_length(field: str, tokens: int, context: int) -> None:
-    if tokens >= context:
-        raise InvalidField(
-            field, f"may be {context - 1} tokens, so that the context of {context} leaves room for one; it is {tokens}"
-        )
+def _too_long(field: str, tokens: int | str, context: int) -> InvalidField:
+    return InvalidField(
+        field, f"may be {context - 1} tokens, so that the context of {context} leaves room for one; it is {tokens}"
+    )
 
 
 def _max_tokens(stopping: pb.Stopping, prompt: int, context: int) -> int:

@@ -252,16 +252,6 @@ class ProcessStats(_message.Message):
     cpu_s: float
     def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., start_time_s: _Optional[float] = ..., cpu_s: _Optional[float] = ...) -> None: ...
 
-class GatewayStats(_message.Message):
-    __slots__ = ("name", "refusal_bounds_s", "refusal_counts")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    REFUSAL_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
-    REFUSAL_COUNTS_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    refusal_bounds_s: _containers.RepeatedScalarFieldContainer[float]
-    refusal_counts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., refusal_bounds_s: _Optional[_Iterable[float]] = ..., refusal_counts: _Optional[_Iterable[int]] = ...) -> None: ...
-
 class StageStats(_message.Message):
     __slots__ = ("name", "busy_ns", "steps", "tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -323,3 +313,27 @@ class AdmissionStats(_message.Message):
     max_step_s: float
     prompt_row_s: float
     def __init__(self, refused_queue_full: _Optional[int] = ..., refused_queue_wait: _Optional[int] = ..., refused_deadline: _Optional[int] = ..., estimated_wait_s: _Optional[float] = ..., seats: _Optional[int] = ..., decode_step_s: _Optional[float] = ..., max_step_s: _Optional[float] = ..., prompt_row_s: _Optional[float] = ...) -> None: ...
+
+class GatewayStats(_message.Message):
+    __slots__ = ("name", "open_calls", "refused_calls", "tokenizing_bytes", "longest_stall_ms", "recent_stall_ms", "longest_own_stall_ms", "recent_own_stall_ms", "refusal_bounds_s", "refusal_counts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPEN_CALLS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_OWN_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_OWN_STALL_MS_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    open_calls: int
+    refused_calls: int
+    tokenizing_bytes: int
+    longest_stall_ms: float
+    recent_stall_ms: float
+    longest_own_stall_ms: float
+    recent_own_stall_ms: float
+    refusal_bounds_s: _containers.RepeatedScalarFieldContainer[float]
+    refusal_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., open_calls: _Optional[int] = ..., refused_calls: _Optional[int] = ..., tokenizing_bytes: _Optional[int] = ..., longest_stall_ms: _Optional[float] = ..., recent_stall_ms: _Optional[float] = ..., longest_own_stall_ms: _Optional[float] = ..., recent_own_stall_ms: _Optional[float] = ..., refusal_bounds_s: _Optional[_Iterable[float]] = ..., refusal_counts: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -170,7 +170,6 @@ async def fake_stats() -> ServiceStats:
     return ServiceStats(
         late=("router-0 has not answered for 6 s",),
         processes=(ProcessFacts(role="gateway", name="0", node="n", pid=7, start_time_s=1.5, cpu_s=0.25),),
-        gateways=(GatewayCounters(name="0"),),
         stages=(StageCounters(name="0.1", busy_ns=5, steps=3, tokens=9),),
         routers=(
             RouterCounters(
@@ -196,6 +195,18 @@ async def fake_stats() -> ServiceStats:
                     prompt_row_s=None,
                 ),
                 late="",
+            ),
+        ),
+        gateways=(
+            GatewayCounters(
+                name="0",
+                open_calls=1,
+                refused_calls=2,
+                tokenizing_bytes=3,
+                longest_stall_ms=4.0,
+                recent_stall_ms=5.0,
+                longest_own_stall_ms=6.0,
+                recent_own_stall_ms=7.0,
             ),
         ),
     )

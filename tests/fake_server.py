@@ -224,4 +224,5 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
                 ],
                 stages=[serving_pb2.StageStats(name="0.1", busy_ns=5, steps=6, tokens=7)],
                 routers=[serving_pb2.RouterStats(name="0", waiting=1, kv_blocks_used=[3], kv_blocks_total=[9])],
+                gateways=[serving_pb2.GatewayStats(name="0", open_calls=2, recent_own_stall_ms=1.5)],
             )

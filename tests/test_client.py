@@ -73,6 +73,7 @@ def test_small_calls(server, client):
     assert (counting.name, counting.window_tokens, full.window_tokens) == ("counting", 128, None)
     stats = client.stats()
     assert (stats.processes[0].pid, stats.stages[0].busy_ns, stats.routers[0].kv_blocks_total) == (7, 5, (9,))
+    assert (stats.gateways[0].open_calls, stats.gateways[0].recent_own_stall_ms) == (2, 1.5)
     server.set_serving(False)
     assert client.health() is HealthStatus.NOT_SERVING
     assert client.health("tramontane.v1.Serving/counting") is HealthStatus.NOT_SERVING

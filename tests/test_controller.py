@@ -142,7 +142,8 @@ class FakeGateway:
         return await asyncio.shield(self.platform.gateway_gone)
 
     async def stats(self):
-        return GatewayCounters(name="0"), process_facts("gateway", "0", "n")
+        counters = {field.name: 0 for field in fields(GatewayCounters) if field.type in ("int", "float")}
+        return GatewayCounters(name="0", **counters), process_facts("gateway", "0", "n")
 
     async def close(self):
         self.platform.log.append("close gateway")
@@ -291,6 +292,7 @@ async def test_stats_come_from_those_who_answer(spec) -> None:
     assert [process.role for process in stats.processes] == ["controller", "gateway", "router", "stage"]
     assert [stage.name for stage in stats.stages] == ["0.0"]
     assert stats.late == ("stage 1 is late with step 7",)
+    assert [gateway.name for gateway in stats.gateways] == ["0"]
     await controller.stop()
 
 

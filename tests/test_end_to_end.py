@@ -169,6 +169,10 @@ def test_models_health_and_stats(client: Client) -> None:
     ]
     assert all(psutil.pid_exists(process.pid) for process in stats.processes)
     assert all(stage.busy_ns > 0 for stage in stats.stages)
+    (gateway,) = stats.gateways
+    assert (gateway.name, gateway.tokenizing_bytes) == ("0", 0)
+    assert gateway.open_calls >= 1, "this very call is open, and watching health may be"
+    assert gateway.longest_stall_ms >= gateway.recent_stall_ms >= gateway.recent_own_stall_ms
 
 
 def test_a_port_in_use_is_named() -> None:

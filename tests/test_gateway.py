@@ -168,6 +168,7 @@ async def test_models_and_stats():
         assert (admission.refused_deadline, admission.estimated_wait_s, admission.seats) == (3, 0.5, 4)
         assert not admission.HasField("prompt_row_s")
         assert len(stats.gateways[0].refusal_counts) == len(stats.gateways[0].refusal_bounds_s)
+        assert (stats.gateways[0].open_calls, stats.gateways[0].recent_own_stall_ms) == (1, 7.0)
 
 
 async def test_reflection_lists_the_services():
@@ -197,7 +198,7 @@ BAD_CALLS = {
     "malformed stream": (lambda s, t: send_raw_stream(s, t, b"\x1a\xff"), Code.INVALID_ARGUMENT, "2 bytes"),
     "malformed UTF-8": (lambda s, t: send_raw(s, t, "Generate", b"\x1a\x02\xff\xff"), Code.INVALID_ARGUMENT, "bytes"),
     "unknown method": (lambda s, t: send_raw(s, t, "Generat", b""), Code.UNIMPLEMENTED, "not found"),
-    "too large": (lambda s, t: s.Generate(ask("x" * (5 << 20))), Code.INVALID_ARGUMENT, "4194304"),
+    "too large": (lambda s, t: s.Generate(ask("x" * (5 << 20))), Code.INVALID_ARGUMENT, "327680"),
     "far too large": (lambda s, t: s.Generate(ask("x" * (9 << 20))), Code.RESOURCE_EXHAUSTED, "8388608"),
     "no prompt": (lambda s, t: s.Generate(pb.GenerateRequest()), Code.INVALID_ARGUMENT, "prompt is missing"),
     "empty prompt": (lambda s, t: s.Generate(ask("")), Code.INVALID_ARGUMENT, "text is empty"),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import pytest
 from calls import (
     Code,
@@ -31,7 +32,10 @@ from tramontane.cluster.errors import CallError
 from tramontane.cluster.messages import Submit
 from tramontane.cluster.offer import Offer
 from tramontane.cluster.servicer import Servicer
+from tramontane.cluster.steps import Steps
+from tramontane.cluster.users import Users
 from tramontane.protos import serving_pb2 as pb
+from tramontane.stages.microbatch import Int32Array
 
 
 @pytest.mark.parametrize("after", ["no token", "some tokens"])
@@ -72,12 +76,15 @@ async def test_the_gateway_keeps_the_deadline_itself():
         def time_remaining(self) -> float:
             return 0.1
 
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:5000"
+
     pipeline = FakePipeline()
     pipeline.running.clear()
     offer = Offer("tiny", dial_fake, lambda: None)
     offer.set_model(tiny_model(tokenizer=tiny_tokenizer()))
     await offer.routes.set(1, routes_to(pipeline))
-    servicer = Servicer(offer, fake_stats)
+    servicer = Servicer(offer, Users(), fake_stats)
     with pytest.raises(CallError) as late:
         await asyncio.wait_for(servicer.Generate(ask(), Context()), 30)
     assert late.value.code == Code.DEADLINE_EXCEEDED
@@ -151,11 +158,12 @@ async def test_a_large_text_is_tokenized_beside_the_event_loop():
     class Slow:
         """Encodes when told to."""
 
-        size, eos_id, bos_id = model.tokenizer.size, 2, 1
+        eos_id = 2
 
-        def encode(self, text: str, *, add_bos: bool) -> list[int]:
+        def encode_in_steps(self, text: str, *, add_bos: bool, most: int) -> Steps[Int32Array]:
+            yield
             assert len(text) < 5000 or go_on.wait(30)
-            return [5]
+            return np.array([5], np.int32)
 
         def __getattr__(self, name: str) -> object:
             return getattr(model.tokenizer, name)
