@@ -74,6 +74,7 @@ def test_lines_are_sorted_and_numbered_by_their_times(tmp_path):
     [
         ((1000, 3000), Unit.AUTO, (0.0, 2.0), False),
         ((1000.5, 1002), Unit.AUTO, (0.0, 1.5), True),
+        ((1000, 2000.5, 3000), Unit.AUTO, (0.0, 1.0005, 2.0), False),  # one odd line does not decide
         ((1000.5, 3000.5), Unit.MS, (0.0, 2.0), False),
         ((1000, 3000), Unit.S, (0.0, 2000.0), False),
         (("2023-11-16T18:15:46Z", "2023-11-16 19:15:47+01:00"), Unit.AUTO, (0.0, 1.0), False),

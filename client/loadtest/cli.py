@@ -140,7 +140,7 @@ def sweep(**options: Any) -> None:
     type=click.Choice(list(Unit)),
     default=Unit.AUTO,
     show_default=True,
-    help="What a timestamp counts. Auto: ms, but s in tables and where some have fractions.",
+    help="What a timestamp counts. Auto: ms, but s in tables and where most have fractions.",
 )
 @click.option("--warmup", type=TIME, default="0s", show_default=True, help="Sent at the start and not measured.")
 @seed_option(

@@ -37,12 +37,12 @@ def texts_to_count(workload: Workload, seed: int, context: int | None) -> list[s
         return []
     prefixes = _file_prefixes(workload, workload.source, seed)
     before = max(map(most_tokens, prefixes), default=0)
-    open_tail = workload.completion is not None and workload.completion.maximum is None
-    room = context or 0 if open_tail else 0  # all of it may be asked for, so that all prompts must be counted
-    prompts = (
-        (given.prompt, max(before + needed(given, workload.completion), room)) for given in workload.source.prompts
-    )
-    return uncertain([*prompts, *((prefix, context or 0) for prefix in prefixes)], context)
+    completion, whole = workload.completion, context or 0
+    # What an open tail leaves depends on the prompt's length, so that every prompt is counted, as prefixes are.
+    open_tail = completion is not None and completion.maximum is None
+    others = (whole if open_tail else before + needed(given, completion) for given in workload.source.prompts)
+    prompts = zip((given.prompt for given in workload.source.prompts), others, strict=True)
+    return uncertain([*prompts, *((prefix, whole) for prefix in prefixes)], context)
 
 
 def fitted_to(
@@ -59,7 +59,7 @@ def fitted_to(
     file = fitting(
         workload.source,
         workload.completion,
-        max((counted(prefix, counts, workload.prefix_tokens) for prefix in prefixes), default=0),
+        _before(workload, prefixes, counts),
         vocabulary=vocabulary,
         context=context,
         counts=counts,
@@ -154,7 +154,7 @@ def _read(
     order = generator(seed, Stream.ORDER).permutation(len(file.prompts)).tolist()
     lengths = None if completion is None else completion.sample(generator(seed, Stream.COMPLETION_LENGTHS), count)
     prefixes = _file_prefixes(workload, file, seed)
-    before = max((counted(prefix, counts, workload.prefix_tokens) for prefix in prefixes), default=0)
+    before = _before(workload, prefixes, counts)
     drafts = []
     for number in range(count):
         given = file.prompts[order[number % len(file.prompts)]]
@@ -168,6 +168,11 @@ def _read(
 
 def _file_prefixes(workload: Workload, file: PromptFile, seed: int) -> tuple[Prompt, ...]:
     return _prefixes(workload, SyntheticText(file.characters_per_token), seed, None)
+
+
+def _before(workload: Workload, prefixes: Sequence[Prompt], counts: Counts) -> int:
+    """Tokens ahead of a file's prompt, by the longest prefix."""
+    return max((counted(prefix, counts, workload.prefix_tokens) for prefix in prefixes), default=0)
 
 
 def _prefixes(workload: Workload, source: Source, seed: int, vocabulary: int | None) -> tuple[Prompt, ...]:

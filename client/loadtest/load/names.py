@@ -118,7 +118,7 @@ class Names:
             for ours, names in theirs.items()
             if (key := next((name for name in names if value[name] is not None), None)) is not None
         }
-        self._note_unread(value.keys() - keys.values(), value)
+        self._note_unread(value.keys() - keys.values() - self._unread.keys(), value)
         try:
             return msgspec.convert({ours: value[key] for ours, key in keys.items()}, Written, strict=False)
         except msgspec.ValidationError as error:

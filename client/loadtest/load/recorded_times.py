@@ -1,11 +1,13 @@
 """When recorded requests came, by the clock of whoever recorded them, in seconds.
 
-{"at_s": 1.25}                                 seconds
-{"timestamp": 27000}                           milliseconds, as Mooncake has them
-{"timestamp": 61.114}                          seconds, as Qwen's Bailian traces have them: some have fractions
-Timestamp,...            27                    seconds in a table, as BurstGPT has them
-TIMESTAMP,...            2023-11-16 18:15:46   a date, as Azure has it
-{"delay": 500}                                 so long after the line before, of its session where it names one
+    {"at_s": 1.25}                                 seconds
+    {"timestamp": 27000}                           milliseconds, as Mooncake has them
+    {"timestamp": 61.114}                          seconds, as Qwen's Bailian traces have them: most have fractions
+    Timestamp,...            27                    seconds in a table, as BurstGPT has them
+    TIMESTAMP,...            2023-11-16 18:15:46   a date, as Azure has it
+    {"delay": 500}                                 so long after the line before, of its session where it names one
+
+Timestamps and delays of a file have one unit.
 """
 
 from __future__ import annotations
@@ -64,9 +66,9 @@ def read_moment(written: Written) -> Moment:
 
 
 def unit_of(moments: Sequence[Moment], *, in_table: bool) -> Unit:
-    """The unit that a file's timestamps seem to have."""
-    whole = all(each.value.is_integer() for each in moments if each.kind in (Kind.STAMP, Kind.DELAY))
-    return Unit.MS if whole and not in_table else Unit.S
+    """The unit that a file's timestamps seem to have: seconds in a table, and where at least half have fractions."""
+    fractions = [not each.value.is_integer() for each in moments if each.kind in (Kind.STAMP, Kind.DELAY)]
+    return Unit.S if in_table or (fractions and 2 * sum(fractions) >= len(fractions)) else Unit.MS
 
 
 def in_seconds(moments: Sequence[Moment], unit: Unit) -> list[float]:

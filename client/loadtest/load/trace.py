@@ -136,7 +136,7 @@ def read_trace(path: Path, unit: Unit = Unit.AUTO, characters_per_token: float =
     if unit is Unit.AUTO:
         unit = unit_of(moments, in_table=in_table)
         if unit is Unit.S and not in_table:
-            notes.append(f"timestamps of {mended(path.name)} were read as seconds, for some have fractions")
+            notes.append(f"timestamps of {mended(path.name)} were read as seconds, for most have fractions")
     times_s = in_seconds(moments, unit)
     placed = sorted((line._replace(at_s=at_s) for line, at_s in zip(lines, times_s, strict=True)), key=_at_s)
     dated = all(moment.kind is Kind.DATE for moment in moments)

@@ -58,9 +58,11 @@ def from_zero(title: str, values: Iterable[float], *, margin: float = 0.05) -> A
 
 
 def logarithmic(title: str, values: Iterable[float]) -> Axis:
-    """Around all values above 0."""
+    """Around all values above 0, with room for a mark beyond each end."""
     found = [value for value in values if value > 0] or [1.0]
-    return Axis(title=title, low=min(found) / 1.25, high=max(found) * 1.25, logarithmic=True)
+    least, greatest = min(found), max(found)
+    margin = max((greatest / least) ** 0.04, 1.1)
+    return Axis(title=title, low=least / margin, high=greatest * margin, logarithmic=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
