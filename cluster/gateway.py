@@ -52,14 +52,14 @@ KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
 STREAMS_OF_A_CONNECTION = OPEN_CALLS // 2 + OPEN_CALLS // 8
-"""All that one user may have open, and more that are on their way out. gRPC refuses others without a word of ours. It
-counts streams that were reset until the event loop has come to them, so resets in a row make no longer queue."""
+"""One user's share of open calls, and a quarter more for calls that are ending. gRPC refuses further streams by itself.
+It counts a stream that was reset until the event loop has come to it, which bounds what resets in a row can pile up."""
 PENDING_CALLS = 4 * STREAMS_OF_A_CONNECTION
-"""That have come in and wait for the event loop, for each method. Beyond it gRPC cancels what comes."""
+"""Calls of one method that have come in and wait for the event loop. gRPC cancels further ones, in silence."""
 WINDOW_BYTES = 1 << 16
-"""What a stream may bring before its request is read; HTTP/2's own default."""
+"""A stream may bring so much before its request is read; it is HTTP/2's own default."""
 METADATA_BYTES = 16 << 10
-"""Of a call; read before a token is checked."""
+"""A call's metadata, which comes in before a token is checked."""
 
 
 class Gateway:

@@ -25,28 +25,28 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 OPEN_CALLS = 8192
-"""Of all users; one alone may have half of them."""
-RECEIVING_BYTES = 512 << 20
-"""Of all requests that are being read."""
+"""Calls of all users that may be open together. One user alone may have half of them."""
+RECEIVING_BYTES = 128 << 20
+"""Memory for requests that are being read; it decides how many may be read at a time."""
 FEWEST_PLACES = 16
-"""For requests that are being read, however large they may be."""
-RECEIVE_LIMIT_BYTES = 8 << 20
-"""See `receive_limit_bytes`."""
+"""So many requests may be read at a time, however large they may be."""
+LEAST_RECEIVED_BYTES = 8 << 20
+"""A request of this size is read to its end, even where the context allows much less."""
 RECEIVE_S = 30.0
-"""What a request may take from its place on until it is there."""
+"""A request must have come whole so long after its reading began."""
 
 
 def receive_limit_bytes(request_limit_bytes: int) -> int:
-    """What gRPC takes in of a request: more than may be, so that who sent too much hears it from us, with numbers."""
-    return max(RECEIVE_LIMIT_BYTES, 2 * request_limit_bytes)
+    """The size up to which gRPC lets requests in, above the limit: then the refusal is ours and has numbers."""
+    return max(LEAST_RECEIVED_BYTES, 2 * request_limit_bytes)
 
 
 class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Refuses at once what goes beyond a user's share, reads requests itself, and ends calls with typed statuses.
+    """Refuses calls beyond a user's share at once, reads requests itself, and ends calls with typed statuses.
 
-    - gRPC would read all requests side by side, and keep what has come of each. Here so many are read at a time as fit
+    - gRPC would read all requests side by side and keep what has come of each. The guard reads as many at a time as fit
       into memory; of the others no more comes in than a stream's first window.
-    - It would tell a client whose bytes are no message UNKNOWN and a Python class's name.
+    - gRPC would tell a client whose bytes are no message UNKNOWN and a Python class's name; the guard parses.
     - An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
@@ -78,11 +78,11 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         checked = needs_token(method)
 
         async def behaviour(messages: Any, context: Context) -> Any:
-            # The names of users by token are for calls whose token was checked.
             arrived_s = time.monotonic()
+            # A token makes a user only where it has been checked.
             user = self._users.of(context) if checked else host_of(context.peer())
             answer = await self._answer(method, handler, user, messages, context)
-            if isinstance(answer, CallError):  # by now no exception is under way, and none keeps the request
+            if isinstance(answer, CallError):  # No exception is being handled here, so none is kept with the abort's.
                 if answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     self.refusal_counts[bisect_left(REFUSAL_BOUNDS_S, time.monotonic() - arrived_s)] += 1
                 status = answer.status()
@@ -91,7 +91,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
                 )
             return answer
 
-        # As if there were many requests, even where there is one: then gRPC leaves it to us to read.
+        # Declared as taking a stream of requests, even where there is one: then gRPC leaves the reading to us.
         deserialize = handler.request_deserializer if handler.request_streaming else None
         wrap = (
             grpc.stream_stream_rpc_method_handler

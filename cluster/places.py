@@ -8,9 +8,10 @@ from tramontane.cluster.fairness import FairQueue, Shares
 
 
 class Places:
-    """So many calls may be at something at a time; who finds no place waits. Belongs to one event loop.
+    """A number of places; who finds none waits. Belongs to one event loop.
 
-    No user has more than are left, so a newcomer finds one at once. Next comes the user who has been given fewest.
+    No user has more places than are left, so a newcomer finds one at once. A place that comes free goes to the user who
+    has been given fewest.
     """
 
     def __init__(self, total: int) -> None:

@@ -102,7 +102,7 @@ class Tokenizer:
     def encode_in_steps(self, text: str, *, add_bos: bool, most: int) -> Steps[Int32Array]:
         """The ids of `encode`, BOS among them, if there are at most `most`.
 
-        The first step only looks at the text's size. SentencePiece lets other threads run meanwhile.
+        The first step only looks at the text's size. In the others SentencePiece lets other threads run.
 
         Raises:
             TooLong: there are more. It comes as soon as that is certain; a text that fits is never refused.
@@ -176,11 +176,11 @@ def _pieces_of_text(model: ModelProto) -> list[str]:
 
 
 def _cut(model: ModelProto) -> re.Pattern[str] | None:
-    """Finds a space after something else, where no piece crosses that place: a merge on one side of it then never sees
-    the other, so that the sides' ids, one after the other, are the whole's. Else None.
+    """A pattern for places where text can be cut: a space after another character. None for models that forbid it.
 
-    That is so of byte-pair models trained as usual, in which spaces only begin a piece. Unigram models add up scores
-    from a text's beginning, and rounding may tip a close choice.
+    Where no piece crosses such a place, no merge does, so the ids of both sides, one after the other, are the whole's.
+    That holds for byte-pair models as they are usually trained, in which a space only begins a piece. A unigram model
+    adds up scores from the text's beginning, so rounding could tip a close choice.
     """
     cut, pieces = re.compile(f"[^{SPACE}]{SPACE}"), _pieces_of_text(model)
     by_pairs = model.trainer_spec.model_type == TrainerSpec.BPE

@@ -21,15 +21,15 @@ from tramontane.cluster.steps import Steps, finish
 T = TypeVar("T")
 
 INLINE_BYTES = 4096
-"""Of a request whose work is done on the event loop, in less than a millisecond."""
+"""Requests up to this size are worked on at once, on the event loop: it takes less than a millisecond."""
 THREADS = 2
 LIMIT_BYTES = 256 << 20
-"""Of larger requests that wait or are worked on, of all users together."""
+"""Larger requests of all users, those that wait and those that are worked on, may have so much together."""
 
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """Work of one user that goes on on a thread."""
+    """One user's work on the threads."""
 
     user: str
     size: int
@@ -73,7 +73,7 @@ class Tokenizing:
 
     @property
     def held_bytes(self) -> int:
-        """Of all work that waits or is under way. What nobody waits for counts until its thread has left it."""
+        """The size of all work that waits or is under way. Cancelled work counts until its thread has left it."""
         return self._bytes.total - self._bytes.left
 
     async def run(self, user: str, size: int, steps: Steps[T]) -> T:

@@ -207,6 +207,7 @@ BAD_CALLS = {
     "nan": (lambda s, t: s.Generate(ask(sampling=pb.Sampling(temperature=math.nan))), Code.INVALID_ARGUMENT, "nan"),
     "model": (lambda s, t: s.Generate(ask(model="other")), Code.NOT_FOUND, "'other'"),
     "model of tokenize": (lambda s, t: s.Tokenize(pb.TokenizeRequest(model="other")), Code.NOT_FOUND, "'other'"),
+    "text to cut": (lambda s, t: s.Tokenize(pb.TokenizeRequest(text="é" * 5000)), Code.INVALID_ARGUMENT, "4096"),
     "resume": (lambda s, t: s.Generate(ask(resume=pb.Resume())), Code.UNIMPLEMENTED, "resume"),
     "ids to join": (lambda s, t: s.Detokenize(pb.DetokenizeRequest(ids=[400])), Code.INVALID_ARGUMENT, "ids[0]"),
     "too many": (lambda s, t: s.Detokenize(pb.DetokenizeRequest(ids=[5] * 5000)), Code.INVALID_ARGUMENT, "4096"),

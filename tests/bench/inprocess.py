@@ -125,7 +125,7 @@ class InProcess:
         """Send what may be sent; one stage is given one microbatch at a time, since nothing else works meanwhile."""
         most = len(self.stages) + 1 if len(self.stages) > 1 else 1
         while len(in_flight) < most:
-            microbatch = self._scheduler.schedule(EPOCH, self._next_step)
+            microbatch = self._scheduler.schedule(EPOCH, self._next_step, time.perf_counter())
             if microbatch is None:
                 break
             in_flight.append(microbatch)
