@@ -105,7 +105,7 @@ def test_errors_are_one_line_and_status_1(server, run):
             "two\nlines",
             BadRequest(field_violations=[BadRequest.FieldViolation(field="sampling.top_p", description="is 7")]),
         ),
-        refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", RetryInfo(retry_delay=Duration(seconds=2))),
+        refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", RetryInfo(retry_delay=Duration(seconds=400))),
         events(),
         refuse(grpc.StatusCode.UNAUTHENTICATED, "a token is missing"),
         refuse(
@@ -114,7 +114,13 @@ def test_errors_are_one_line_and_status_1(server, run):
             BadRequest(field_violations=[BadRequest.FieldViolation(field="sampling.min_p", description="min_p is 7")]),
         ),
     ]
-    says = ["two lines (request", "sampling.top_p: is 7", "full (request", "try again in 2 s", "without its last event"]
+    says = [
+        "two lines (request",
+        "sampling.top_p: is 7",
+        "full (request",
+        "try again in 400 s",
+        "without its last event",
+    ]
     says.append("--token-file names the file")
     results = [run("generate", "a") for _ in range(5)]
     results += [run("generate", "a", "--top-k", "-1"), run("models", "--target", "127.0.0.1:1")]

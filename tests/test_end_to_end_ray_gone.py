@@ -97,8 +97,8 @@ def test_a_server_of_our_own_ray_that_is_gone_ends_serve_and_everything(programs
     children = psutil.Process(program.process.pid).children(recursive=True)
     next(child for child in children if child.name() == server).kill()
     assert program.end() == 1
-    last = program.events[-1]
-    assert (last["event"], last["message"]) == ("broken", f"not serving: {said}")
+    broken, left = program.events[-2:]
+    assert (broken["event"], broken["message"], left["event"]) == ("broken", f"not serving: {said}", "left")
     eventually(lambda: not any(running(process) for process in [*processes, *children]))
 
 
@@ -111,7 +111,7 @@ def test_a_part_that_is_gone_ends_serve_and_everything(programs, role: str) -> N
     children = psutil.Process(program.process.pid).children(recursive=True)
     os.kill(next(part.pid for part in parts if part.role == role), signal.SIGKILL)
     assert program.end() == 1
-    assert [event["event"] for event in program.events[-3:]] == ["broken", "ending", "ended"]
+    assert [event["event"] for event in program.events[-4:]] == ["broken", "ending", "ended", "left"]
     eventually(lambda: not any(running(child) for child in children))
 
 
