@@ -9,7 +9,6 @@ pushed to the gateway with a growing generation, and a watch on each part turns 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import math
@@ -192,10 +191,13 @@ class Controller:
         return served
 
     async def _follow_links(self, seen: int) -> None:
-        """Keep the status as the gateway's links are, until it is gone, which its own watch tells."""
-        with contextlib.suppress(Exception):
-            while True:
+        """Keep the status as the gateway's links are. Where the gateway is gone, a watch of its own tells."""
+        while self._status.phase not in (ServicePhase.STOPPED, ServicePhase.BROKEN):
+            try:
                 seen = await self._take_link_news(seen)
+            except Exception as error:
+                log.info("the gateway does not tell of its links: %s", one_line(error))
+                await asyncio.sleep(ANSWER_TIMEOUT_S)
 
     async def _take_link_news(self, seen: int) -> int:
         """Wait for other news than those seen, and say them; their number."""

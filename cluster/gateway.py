@@ -47,8 +47,9 @@ NOT_THIS_MACHINES = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """A name may have addresses that this machine lacks (`::1` where IPv6 is off); one that can be bound is enough."""
 MIN_PING_INTERVAL_S = 20.0
 """A third ping that comes sooner than this after another costs a client its connection."""
-KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
-"""After so long without a sign of life a client is pinged; so long it may take to answer."""
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 60.0
+"""After so long without a sign of life a client is pinged; so long it may take to answer. In a gateway that was stopped
+and goes on, this is up before it has read any answer; so it is longer than the pauses that the service survives."""
 LAST_WORDS_S = 1.0
 """How long statuses may take to reach their clients once the grace is over."""
 STREAMS_OF_A_CONNECTION = OPEN_CALLS // 2 + OPEN_CALLS // 8

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from models import make_checkpoint
 
+from tramontane.cluster import controller as controlling
 from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
@@ -35,7 +36,7 @@ class FakePlatform:
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.loaded = asyncio.Event()
-        self.news: asyncio.Queue[LinkNews] = asyncio.Queue()
+        self.news: asyncio.Queue[LinkNews | Exception] = asyncio.Queue()
         self.news.put_nowait(LinkNews(number=0, lost=0, trouble=""))
 
     async def gateway(self, name):
@@ -132,6 +133,8 @@ class FakeGateway:
 
     async def link_news(self, seen):
         news = await self.platform.news.get()
+        if isinstance(news, Exception):
+            raise news
         assert news.number != seen
         return news
 
@@ -253,10 +256,12 @@ async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
     await controller.stop()
 
 
-async def test_a_lost_link_is_said_and_so_is_its_return(spec) -> None:
+async def test_a_lost_link_is_said_and_so_is_its_return(spec, monkeypatch) -> None:
+    monkeypatch.setattr(controlling, "ANSWER_TIMEOUT_S", 0.01)
     controller, platform, _ = await started(spec)
     platform.loaded.set()
     await until(lambda: controller.status().phase is ServicePhase.READY)
+    platform.news.put_nowait(ConnectionError("it was busy"))
     platform.news.put_nowait(LinkNews(number=1, lost=1, trouble="router-0: silent for 45 s"))
     await until(lambda: controller.status().phase is ServicePhase.DEGRADED)
     lost = "gateway-0 has no link with router-0: silent for 45 s"
