@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 class Shares:
@@ -54,6 +54,8 @@ class Shares:
 class FairQueue(Generic[T]):
     """Next comes the user who has been served least, of those who wait; each user's own items come in order.
 
+    An item is in the queue once at most.
+
     A user who comes, or comes back, starts level with the one served last (start-time fair queueing, Goyal, Vin and
     Cheng 1996): idleness saves nothing up.
 
@@ -69,7 +71,8 @@ class FairQueue(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[T]] = {}
+        self._waiting: dict[str, OrderedDict[T, None]] = {}
+        """Each user's items in order. Thousands may leave at once, so an item is taken out without a search."""
         self._served: dict[str, float] = {}
         """Of users who wait, and of others who are ahead of `_level`."""
         self._level = 0.0
@@ -77,19 +80,20 @@ class FairQueue(Generic[T]):
 
     def put(self, user: str, item: T) -> None:
         """Let an item wait behind the user's others."""
-        self._line(user).append(item)
+        self._line(user)[item] = None
 
     def put_back(self, user: str, item: T) -> None:
         """Let an item that is not done with wait before the user's others."""
-        self._line(user).appendleft(item)
+        line = self._line(user)
+        line[item] = None
+        line.move_to_end(item, last=False)
 
     def take(self, may: Callable[[str], bool] = lambda user: True) -> tuple[str, T] | None:
         """The next item of those whose users may have one now, and its user."""
         user = min(filter(may, self._waiting), key=self._served.__getitem__, default=None)
         if user is None:
             return None
-        line = self._waiting[user]
-        item = line.popleft()
+        item, _ = self._waiting[user].popitem(last=False)
         self._level = max(self._level, self._served[user])
         self._tidy(user)
         return user, item
@@ -100,16 +104,15 @@ class FairQueue(Generic[T]):
 
     def discard(self, user: str, item: T) -> bool:
         """Take an item out; False where it does not wait."""
-        line = self._waiting.get(user, ())
-        if item not in line:
+        if item not in self._waiting.get(user, ()):
             return False
-        self._waiting[user].remove(item)
+        del self._waiting[user][item]
         self._tidy(user)
         return True
 
-    def _line(self, user: str) -> deque[T]:
+    def _line(self, user: str) -> OrderedDict[T, None]:
         self._served[user] = max(self._served.get(user, 0.0), self._level)
-        return self._waiting.setdefault(user, deque())
+        return self._waiting.setdefault(user, OrderedDict())
 
     def _tidy(self, user: str) -> None:
         """Forget an empty line, and from time to time those who would start level anyway."""

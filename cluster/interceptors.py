@@ -26,7 +26,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 OPEN_CALLS = 8192
 """Calls of all users that may be open together. One user alone may have half of them."""
-RECEIVING_BYTES = 512 << 20
+RECEIVING_BYTES = 128 << 20
 """Memory for requests that are being read; it decides how many may be read at a time."""
 FEWEST_PLACES = 16
 """So many requests may be read at a time, however large they may be."""

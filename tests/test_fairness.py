@@ -117,6 +117,25 @@ def test_an_item_that_was_taken_out_never_comes():
     assert served(queue) == "a"
 
 
+def test_an_item_is_taken_out_without_a_search():
+    """Thousands of calls of one user may leave at once."""
+
+    class Item:
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Item.compared += 1
+            return self is other
+
+        __hash__ = object.__hash__
+
+    queue, items = FairQueue[Item](), [Item() for _ in range(1000)]
+    for item in items:
+        queue.put("a", item)
+    assert all(queue.discard("a", item) for item in reversed(items))
+    assert Item.compared < 100
+
+
 def test_users_are_forgotten():
     queue = FairQueue[int]()
     queue.put("steady", 0)
@@ -134,11 +153,11 @@ def test_users_are_forgotten():
 def test_nobody_who_waits_is_ahead_of_another_by_more_than_a_turn(wishes):
     """All wait from the beginning, so at each moment what two of them have had differs by one item's cost at most."""
     queue, had = FairQueue[int](), dict.fromkeys((user for user, _ in wishes), 0.0)
-    for user, cost in wishes:
-        queue.put(user, cost)
+    for item, (user, _) in enumerate(wishes):
+        queue.put(user, item)
     waiting = [user for user, _ in wishes]
     while (taken := queue.take()) is not None:
-        user, cost = taken
+        user, cost = taken[0], wishes[taken[1]][1]
         assert had[user] == min(had[each] for each in waiting)
         waiting.remove(user)
         had[user] += cost
