@@ -19,6 +19,8 @@ from tramontane.cluster.sequence import Sequence
 
 MAY_ALWAYS_WAIT = 8
 """So few newcomers may wait, whatever the estimate says."""
+OUTLOOK_S, OUTLOOK_OF_EACH_S = 0.02, 5e-5
+"""An outlook is good for so long, and so much longer for each sequence that it looks at: it takes 3 us for each."""
 
 
 class RefusalReason(StrEnum):
@@ -40,10 +42,6 @@ class Refused(Exception):  # noqa: N818  (what became of the request, not a mist
         self.reason = reason
         self.retry_after_s = retry_after_s
         """When there will be room, by estimate; None where nothing is known."""
-
-
-OUTLOOK_S, OUTLOOK_OF_EACH_S = 0.02, 5e-5
-"""An outlook is good for so long, and so much longer for each sequence that it looks at: it takes 3 us for each."""
 
 
 class Outlook(NamedTuple):

@@ -23,7 +23,7 @@ from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.site import Site
 from tramontane.cluster.stats import AdmissionCounters, RouterCounters
 from tramontane.cluster.step_cost import StepCosts
-from tramontane.cluster.step_watch import Pace, StepWatch
+from tramontane.cluster.step_watch import Progress, StepWatch
 from tramontane.cluster.warm_up import WarmUp
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import StepResult
@@ -262,13 +262,13 @@ class Router:
         while True:
             await asyncio.sleep(LOOK_S)
             load = scheduler.in_flight_load if scheduler.in_flight else None
-            pace, waited_s = self._step_watch.look(loop.time(), scheduler.waiting_since_s, load, self._costs.cost)
-            if pace is Pace.FINE:
+            progress, waited_s = self._step_watch.look(loop.time(), scheduler.waiting_since_s, load, self._costs.cost)
+            if progress is Progress.FINE:
                 self._late = ""
             elif not self._late:
                 self._late = await self._name_late(self._step - scheduler.in_flight)
                 log.warning("%s: %s, for %.1f s", self._name, self._late, waited_s)
-            elif pace is Pace.HUNG:
+            elif progress is Progress.HUNG:
                 self._break(f"{self._late}, for {waited_s:.0f} s")
                 return
 

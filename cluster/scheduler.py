@@ -188,11 +188,9 @@ class Scheduler:
 
     def _observe(self, flight: InFlight, now: float) -> None:
         """While the pipe is full, a step costs what has passed since the result before. One stage is full of one."""
-        since_s = self._last_result_s
+        since_s, followed = self.waiting_since_s, flight.sent_s <= self._last_result_s
         self._last_result_s = now
-        if self._stages == 1:
-            since_s = max(since_s, flight.sent_s)
-        if len(self._in_flight) >= self._stages and flight.sent_s <= since_s:
+        if len(self._in_flight) >= self._stages and (followed or self._stages == 1):
             self.capacity.costs.observe(flight.load, now - since_s)
 
     def _take_decode_rows(self) -> None:

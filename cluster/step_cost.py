@@ -15,6 +15,21 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+WORTH_WHILE = 0.25
+"""Rows grow until whatever a step costs without them is down to this part of it."""
+FORGET = 0.995
+"""What a step's evidence weighs after the next one: steps count for some two hundred."""
+ANCHOR_STEPS = 50
+"""So many live steps weigh as much as the warm-up: under load all steps are much alike and tell no proportions."""
+SLOWNESS_KEEP = 0.98
+"""The same of how much slower than at the warm-up the machine is."""
+REFIT_STEPS = 16
+OUTLIER = 4.0
+"""A step counts as at most so many times, and at least this part of, what was expected: a process that was stopped
+for a while, or results that were read together, say nothing of costs."""
+LEAST_S = 1e-6
+"""No step takes less, so that nothing is divided by nothing."""
+
 
 class StepLoad(NamedTuple):
     """What a microbatch holds.
@@ -80,20 +95,6 @@ class StepCost(NamedTuple):
         row_s = self.decode_row_s + self.key_s * keys_per_row
         return self.base_s / row_s * (1 / WORTH_WHILE - 1) if row_s > 0 else math.inf
 
-
-WORTH_WHILE = 0.25
-FORGET = 0.995
-"""What a step's evidence weighs after the next one: steps count for some two hundred."""
-ANCHOR_STEPS = 50
-"""So many live steps weigh as much as the warm-up: under load all steps are much alike and tell no proportions."""
-SLOWNESS_KEEP = 0.98
-REFIT_STEPS = 16
-OUTLIER = 4.0
-"""A step counts as at most so many times, and at least this part of, what was expected: a process that was stopped
-for a while, or results that were read together, say nothing of costs."""
-
-LEAST_S = 1e-6
-"""No step takes less, so that nothing is divided by nothing."""
 
 _FEATURES = len(StepCost._fields)
 

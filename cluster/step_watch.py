@@ -13,8 +13,8 @@ HANG_TIMES = 10.0
 """A step never hangs before so many times its cost, whatever the limit."""
 
 
-class Pace(StrEnum):
-    """How the pipeline gets on."""
+class Progress(StrEnum):
+    """How the oldest step gets on."""
 
     FINE = "fine"
     LATE = "late"
@@ -24,7 +24,7 @@ class Pace(StrEnum):
 class Verdict(NamedTuple):
     """... and for how long it has waited for its oldest step."""
 
-    pace: Pace
+    progress: Progress
     waited_s: float
 
 
@@ -38,7 +38,7 @@ class StepWatch:
     >>> watch, load = StepWatch(stages=1, hang_limit_s=45.0), StepLoad(8, 0, 80)
     >>> watch.came_back(load)
     >>> cost = StepCost(base_s=2.0, decode_row_s=0.0, prompt_row_s=0.0, key_s=0.0)
-    >>> paces = [watch.look(now, 0.0, load, cost).pace.value for now in range(50)]
+    >>> paces = [watch.look(now, 0.0, load, cost).progress.value for now in range(50)]
     >>> paces.index("late"), paces.index("hung")  # after 8 s and after 45
     (9, 46)
     """
@@ -66,15 +66,15 @@ class StepWatch:
             self._since_s = now
         self._looked_s = now
         if oldest is None:
-            return Verdict(Pace.FINE, 0.0)
+            return Verdict(Progress.FINE, 0.0)
         waited_s = now - max(since_s, self._since_s)
         known = cost is not None and _size(oldest) in self._seen
         cost_s = self._stages * cost.seconds(oldest) if cost is not None and known else 0.0
         if waited_s > max(self._hang_limit_s, HANG_TIMES * cost_s):
-            return Verdict(Pace.HUNG, waited_s)
+            return Verdict(Progress.HUNG, waited_s)
         if known and waited_s > max(LATE_LEAST_S, LATE_TIMES * cost_s):
-            return Verdict(Pace.LATE, waited_s)
-        return Verdict(Pace.FINE, waited_s)
+            return Verdict(Progress.LATE, waited_s)
+        return Verdict(Progress.FINE, waited_s)
 
 
 def _size(load: StepLoad) -> tuple[int, ...]:

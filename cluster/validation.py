@@ -16,7 +16,7 @@ import numpy as np
 from tramontane.cluster.log_lines import quoted
 from tramontane.cluster.messages import Submit
 from tramontane.cluster.served_model import ServedModel
-from tramontane.cluster.steps import Steps, finish
+from tramontane.cluster.steps import Steps
 from tramontane.cluster.tokenizer import TooLong
 from tramontane.protos import serving_pb2 as pb
 from tramontane.stages.microbatch import Int32Array
@@ -89,11 +89,6 @@ def choose_request_id(message: pb.GenerateRequest) -> str:
     if message.HasField("request_id") and REQUEST_ID.fullmatch(message.request_id):
         return message.request_id
     return secrets.token_hex(8)
-
-
-def validate(message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Request:
-    """See `validate_in_steps`."""
-    return finish(validate_in_steps(message, model, request_id))
 
 
 def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Steps[Request]:

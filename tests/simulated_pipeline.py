@@ -1,7 +1,7 @@
 """A pipeline of stages whose steps cost what a formula says, on a clock that is a number: the scheduler under load.
 
-Tokens are zeros; what counts is who is let in, who is refused and when things happen. A step leaves a stage when the
-stage is free and the step before it has left; the router's own time is nothing.
+Tokens are zeros; what counts is who is let in, who is refused and when things happen. The router's own time is
+nothing.
 """
 
 from __future__ import annotations
@@ -59,6 +59,35 @@ class Request:
         return self.first_s - self.arrived_s
 
 
+class SimulatedStages:
+    """A step leaves a stage when the stage is free and the step before it has left; each costs every stage the same."""
+
+    def __init__(self, cost: StepCost, stages: int) -> None:
+        self.cost = cost
+        self.pipe: deque[tuple[float, Microbatch]] = deque()
+        """When each microbatch comes back."""
+        self._free_s = [0.0] * stages
+
+    def send(self, microbatch: Microbatch, load: StepLoad, now: float) -> None:
+        leaves_s, seconds = now, self.cost.seconds(load)
+        for stage, free_s in enumerate(self._free_s):
+            leaves_s = self._free_s[stage] = max(leaves_s, free_s) + seconds
+        self.pipe.append((leaves_s, microbatch))
+
+
+def zeros(microbatch: Microbatch) -> StepResult:
+    """Token 0 for each row that is sampled."""
+    rows = len(microbatch.sampled.row)
+    return StepResult(
+        epoch=microbatch.epoch,
+        step=microbatch.step,
+        token=np.zeros(rows, np.int32),
+        log_probability=np.zeros(rows, np.float32),
+        finite=np.ones(rows, np.bool_),
+        score=np.empty(0, np.float32),
+    )
+
+
 class SimulatedPipeline:
     """Runs requests through a real scheduler until all have ended."""
 
@@ -88,14 +117,13 @@ class SimulatedPipeline:
         self.costs = StepCosts()
         if measured:
             self.costs.warmed_up(MEASURED)
-        self.stages = stages
-        self.slowness = slowness
+        cost = StepCost(*(slowness * seconds for seconds in COST))
+        self._stages = SimulatedStages(cost, stages)
+        self._pipe = self._stages.pipe
         self.scheduler = Scheduler(self.options, stages=stages, costs=self.costs)
         self.loads: list[tuple[StepLoad, bool]] = []
         """Of each microbatch, and whether others were decoding."""
         self.now = 0.0
-        self._free_s = [0.0] * stages
-        self._pipe: deque[tuple[float, Microbatch]] = deque()
         self._requests: dict[int, Request] = {}
         self._ids = itertools.count()
         self._step = 0
@@ -155,23 +183,11 @@ class SimulatedPipeline:
             self._step += 1
             load = self.scheduler._in_flight[-1].load
             self.loads.append((load, bool(self.scheduler._roster.decoding)))
-            seconds, leaves_s = self.slowness * COST.seconds(load), self.now
-            for stage in range(self.stages):
-                leaves_s = self._free_s[stage] = max(leaves_s, self._free_s[stage]) + seconds
-            self._pipe.append((leaves_s, microbatch))
+            self._stages.send(microbatch, load, self.now)
         self._turn_away()
 
     def _take_in(self, microbatch: Microbatch) -> None:
-        rows = len(microbatch.sampled.row)
-        result = StepResult(
-            epoch=microbatch.epoch,
-            step=microbatch.step,
-            token=np.zeros(rows, np.int32),
-            log_probability=np.zeros(rows, np.float32),
-            finite=np.ones(rows, np.bool_),
-            score=np.empty(0, np.float32),
-        )
-        for item in self.scheduler.update(result, self.now):
+        for item in self.scheduler.update(zeros(microbatch), self.now):
             request = self._requests[item.sequence]
             request.tokens_s.append(self.now)
             request.first_s = request.tokens_s[0]

@@ -13,48 +13,48 @@ from models import cached_checkpoint
 from tramontane.cluster import step_watch
 from tramontane.cluster.messages import EndReason
 from tramontane.cluster.step_cost import StepCost, StepLoad
-from tramontane.cluster.step_watch import Pace, StepWatch
+from tramontane.cluster.step_watch import Progress, StepWatch
 
 LOAD = StepLoad(8, 0, 80)
 COST = StepCost(base_s=0.5, decode_row_s=0.0, prompt_row_s=0.0, key_s=0.0)
 
 
 def paces(watch, upto, *, load=LOAD, cost=COST, since_s=0.0, every_s=0.5):
-    return [watch.look(n * every_s, since_s, load, cost).pace for n in range(int(upto / every_s))]
+    return [watch.look(n * every_s, since_s, load, cost).progress for n in range(int(upto / every_s))]
 
 
 def test_a_size_that_was_never_seen_is_never_late():
     watch = StepWatch(stages=1, hang_limit_s=45.0)
-    assert set(paces(watch, 45)) == {Pace.FINE}
-    assert watch.look(45.5, 0.0, LOAD, COST) == (Pace.HUNG, 45.5)
+    assert set(paces(watch, 45)) == {Progress.FINE}
+    assert watch.look(45.5, 0.0, LOAD, COST) == (Progress.HUNG, 45.5)
 
 
 def test_at_least_five_seconds_pass_and_four_times_the_cost():
     quick, slow = StepWatch(stages=1, hang_limit_s=45.0), StepWatch(stages=4, hang_limit_s=45.0)
     for watch in (quick, slow):
         watch.came_back(LOAD)
-    assert paces(quick, 20).index(Pace.LATE) == 11  # at 5.5 s
-    assert paces(slow, 20).index(Pace.LATE) == 17  # at 8.5 s: four stages
+    assert paces(quick, 20).index(Progress.LATE) == 11  # at 5.5 s
+    assert paces(slow, 20).index(Progress.LATE) == 17  # at 8.5 s: four stages
 
 
 def test_a_step_may_take_ten_times_its_cost_whatever_the_limit():
     watch, slow = StepWatch(stages=1, hang_limit_s=45.0), COST._replace(base_s=20.0)
     watch.came_back(LOAD)
-    assert Pace.HUNG not in paces(watch, 199, cost=slow)
-    assert watch.look(200.5, 0.0, LOAD, slow).pace is Pace.HUNG
+    assert Progress.HUNG not in paces(watch, 199, cost=slow)
+    assert watch.look(200.5, 0.0, LOAD, slow).progress is Progress.HUNG
 
 
 def test_a_watcher_that_was_stopped_itself_blames_nobody():
     watch = StepWatch(stages=1, hang_limit_s=45.0)
     watch.came_back(LOAD)
     watch.look(1.0, 0.5, LOAD, COST)
-    assert watch.look(61.0, 0.5, LOAD, COST).pace is Pace.FINE
-    assert watch.look(61.5, 0.5, LOAD, COST).pace is Pace.FINE
+    assert watch.look(61.0, 0.5, LOAD, COST).progress is Progress.FINE
+    assert watch.look(61.5, 0.5, LOAD, COST).progress is Progress.FINE
 
 
 def test_an_empty_pipe_is_fine():
     watch = StepWatch(stages=1, hang_limit_s=45.0)
-    assert {watch.look(now, 0.0, None, None).pace for now in range(0, 200, 2)} == {Pace.FINE}
+    assert {watch.look(now, 0.0, None, None).progress for now in range(0, 200, 2)} == {Progress.FINE}
 
 
 @pytest.fixture(scope="module")

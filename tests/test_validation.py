@@ -10,6 +10,7 @@ from fake_pipeline import VOCAB, tiny_model, tiny_tokenizer, tiny_tokenizer_byte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tramontane.cluster.steps import finish
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.validation import (
     MAX_STOP_IDS,
@@ -19,7 +20,6 @@ from tramontane.cluster.validation import (
     Request,
     choose_request_id,
     request_limit_bytes,
-    validate,
     validate_ids,
     validate_in_steps,
 )
@@ -34,7 +34,7 @@ def ask(model=MODEL, **fields) -> Request:
     if "text" not in fields:
         fields = {"tokens": pb.TokenIds(ids=[5, 6, 7]), **fields}
     message = pb.GenerateRequest(**fields)
-    return validate(message, model, choose_request_id(message))
+    return finish(validate_in_steps(message, model, choose_request_id(message)))
 
 
 def sampling(**fields) -> dict[str, pb.Sampling]:

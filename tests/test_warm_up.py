@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
 import pytest
+from simulated_pipeline import SimulatedStages, zeros
 
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.step_cost import StepCost, StepCosts
 from tramontane.cluster.warm_up import WARM_UP_S, WarmUp
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import StepResult
 
 
 class Pipe:
@@ -22,27 +21,15 @@ class Pipe:
         self.cost, self.stages, self.now, self.step, self.sizes = cost, stages, 100.0, 0, []
 
     async def run(self, scheduler: Scheduler) -> None:
-        pipe, free_s = [], [self.now] * self.stages
+        stages = SimulatedStages(self.cost, self.stages)
         while scheduler.outstanding_tokens:
             while (microbatch := scheduler.schedule(1, self.step, self.now)) is not None:
                 self.step += 1
                 load = scheduler._in_flight[-1].load
                 self.sizes.append((load.decode_rows, load.prompt_rows))
-                leaves_s = self.now
-                for stage in range(self.stages):
-                    leaves_s = free_s[stage] = max(leaves_s, free_s[stage]) + self.cost.seconds(load)
-                pipe.append((leaves_s, microbatch))
-            self.now, microbatch = pipe.pop(0)
-            rows = len(microbatch.sampled.row)
-            result = StepResult(
-                epoch=1,
-                step=microbatch.step,
-                token=np.zeros(rows, np.int32),
-                log_probability=np.zeros(rows, np.float32),
-                finite=np.ones(rows, np.bool_),
-                score=np.empty(0, np.float32),
-            )
-            scheduler.update(result, self.now)
+                stages.send(microbatch, load, self.now)
+            self.now, microbatch = stages.pipe.popleft()
+            scheduler.update(zeros(microbatch), self.now)
         assert not any(scheduler.used_blocks)
 
 
