@@ -113,7 +113,7 @@ def measure(target: str, load: str, rate: float, seconds: int, *options: str) ->
 
 
 def bench(target: str, folder: Path, *options: str) -> dict:
-    """`tramontane bench run`; its result.json. (Status 4 is of figures that cannot be trusted, as on a busy machine.)"""
+    """`tramontane bench run`; its result.json. (Status 4: figures that cannot be trusted, as on a busy machine.)"""
     command = [TRAMONTANE, "bench", "run", "--target", target, "--no-ceiling", "--alone", "0", "--quiet"]
     done = subprocess.run(
         [*command, *WORKLOAD, *options, "--out", folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
