@@ -31,6 +31,7 @@ from tramontane.cluster.stats import (
     process_facts,
 )
 from tramontane.stages.cores import keep_to, share_of_cores
+from tramontane.stages.kernel_choice import KernelChoice, NodeFacts, numbers_of
 from tramontane.stages.kv_layout import KVLayout
 
 STATS_TIMEOUT_S = 10.0
@@ -71,12 +72,12 @@ class StageWorker:
 
     def __init__(self, spec: ServiceSpec, replica: int, index: int) -> None:
         name = stage_name(replica, index)
-        self._name = name
+        self._name, self._spec = name, spec
         self._process = _start_process(spec, name)
+        # Before torch is there: an idle OpenMP thread would spin on a core that the kernels' own threads need.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-        def load(on_progress: Callable[[float], None]) -> Any:
-            # An idle OpenMP thread would spin on a core that the kernels' own threads need.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        def load(kernels: KernelChoice, on_progress: Callable[[float], None]) -> Any:
             from tramontane.stages.stage import Stage  # torch stays out of every other process
 
             folder = ModelFolder(spec, part=name, node=_node())
@@ -88,6 +89,7 @@ class StageWorker:
                 dtype=spec.dtype,
                 quantize=spec.quantize,
                 device=spec.device,
+                kernels=kernels,
                 on_progress=on_progress,
                 sampleable_ids=spec.sampleable_ids,
             )
@@ -103,8 +105,14 @@ class StageWorker:
         self._worker = working.StageWorker(name, self._process.site, load, on_step_thread)
 
     @ray.method(concurrency_group="load")
-    def load(self) -> working.LoadedStage:
-        return self._worker.load()
+    def node_facts(self) -> NodeFacts:
+        from tramontane.stages.kernels import facts_here
+
+        return facts_here(_node(), numbers_of(self._spec.dtype, self._spec.quantize), self._spec.kernels)
+
+    @ray.method(concurrency_group="load")
+    def load(self, kernels: KernelChoice) -> working.LoadedStage:
+        return self._worker.load(kernels)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> float:

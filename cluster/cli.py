@@ -71,6 +71,18 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--quantize", type=click.Choice(["int8"]), help="Hold weights in 8 bits, on CPUs with native kernels. Default: no."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--kernels",
+    metavar="NAME",
+    envvar="TRAMONTANE_KERNELS",
+    help="A kernel set (native, cpu, cuda) or a variant of native (amx, avx512bf16, avx512, avx2), for all stages. "
+    "Default: the fastest that every stage's node runs.",
+)
+@click.option(
+    "--allow-mixed-numerics",
+    is_flag=True,
+    help="Let stages compute with different kernels where none run on all of their nodes.",
+)
 @click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
 @click.option("--kv-length", type=click.IntRange(1), help="Tokens of a typical sequence, to share KV among windows.")
 @click.option(

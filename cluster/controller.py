@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from tramontane.cluster.answer_watch import watch_answers
+from tramontane.cluster.kernel_agreement import agree_on_kernels
 from tramontane.cluster.parts import GatewayControl, Platform, RouterControl, StageControl
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import Loaded, ServiceSpec, gateway_name, router_name, stage_name
@@ -62,6 +63,10 @@ class Status:
     """The gateway's port, 0 before it is open."""
     version: str
     """Empty before the stages are loaded."""
+    kernels: str = ""
+    """What the stages compute with; empty before it is chosen."""
+    warnings: tuple[str, ...] = ()
+    """What an operator should know, a line each."""
     lost_links: int = 0
     """Links that the gateway has lost so far; `detail` then says how the last one was."""
 
@@ -134,6 +139,7 @@ class Controller:
 
         names = [stage_name(0, index) for index in range(self._spec.stages)]
         self._stages = [await self._platform.stage(name, 0, index) for index, name in enumerate(names)]
+        await self._choose_kernels()
         loaded = await self._settle(await self._load())
         await self._gateway.set_model(loaded.version, loaded.row_invariant)
 
@@ -162,9 +168,23 @@ class Controller:
             log.warning("%s", self._status.detail)
         self._say(phase=ServicePhase.LOADING, detail="")
 
+    async def _choose_kernels(self) -> None:
+        """Once in a service's life: a controller that comes back takes what is recorded."""
+        if not self._spec.stage_kernels:
+            decision = await agree_on_kernels(self._spec, self._stages, self._platform)
+            for remark in decision.remarks:
+                log.warning("%s", remark)
+            self._spec = replace(self._spec, stage_kernels=decision.stages)
+            await self._platform.record(self._spec)
+            self._say(warnings=decision.remarks)
+        kernels = ", ".join(dict.fromkeys(map(str, self._spec.stage_kernels)))
+        log.info("kernels: %s", kernels)
+        self._say(kernels=kernels)
+
     async def _load(self) -> list[LoadedStage]:
         """Load all stages side by side, and say how far they are."""
-        loading = asyncio.gather(*(stage.load() for stage in self._stages))
+        chosen = zip(self._stages, self._spec.stage_kernels, strict=True)
+        loading = asyncio.gather(*(stage.load(kernels) for stage, kernels in chosen))
         assert self._gateway is not None
         while not loading.done():
             await asyncio.wait([loading], timeout=PROGRESS_PERIOD_S)
@@ -270,7 +290,8 @@ def loaded_of(spec: ServiceSpec, stages: Sequence[LoadedStage]) -> Loaded:
         numerics=[stage.numerics for stage in stages],
     )
     tensors = {name: digest for stage in stages for name, digest in stage.digests.items()}
-    return Loaded(version=version, row_invariant=all(stage.row_invariant for stage in stages), tensors=tensors)
+    row_invariant = all(stage.row_invariant for stage in stages) and not spec.has_mixed_numerics
+    return Loaded(version=version, row_invariant=row_invariant, tensors=tensors)
 
 
 async def _answers(calls: Sequence[Awaitable[T]]) -> list[T]:

@@ -36,7 +36,7 @@ def follow(
 
     Raises as `_status` and `watch.check` do.
     """
-    said, listening = "", False
+    said, listening, kernels = "", False, ""
     with Poll(lambda: _status(controller, spec), POLL_S) as statuses:
         while not ending.wait(POLL_S):
             watch.check()
@@ -47,6 +47,11 @@ def follow(
                 target = host_port(spec.entrance.host, status.port)
                 events.tell("listening", f"listening on {target}, not serving yet", target=target)
                 listening = True
+            if status.kernels and not kernels:
+                kernels = status.kernels
+                for warning in status.warnings:
+                    events.tell("warning", warning)
+                events.tell("kernels", f"kernels: {kernels}", kernels=kernels)
             event, line, facts = _news(status, spec)
             if line and line != said:
                 events.tell(event, line, **facts)

@@ -13,15 +13,22 @@ from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
+from tramontane.stages.cpu import Cpu
+from tramontane.stages.kernel_choice import KernelChoice, NodeFacts
 
 
 class StageControl(Protocol):
     """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
 
-    async def load(self) -> LoadedStage:
-        """Read and pack the weights.
+    async def node_facts(self) -> NodeFacts:
+        """What decides which kernels can run there. Compiles those that the node would choose by itself."""
+        ...
+
+    async def load(self, kernels: KernelChoice) -> LoadedStage:
+        """Read and pack the weights, for these kernels.
 
         Raises:
+            ValueError: the kernels do not run there.
             OtherBytes: the folder holds other bytes than the service has loaded.
         """
         ...
@@ -114,6 +121,14 @@ class Platform(Protocol):
 
     async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl:
         """The router's process."""
+        ...
+
+    def cpu(self) -> Cpu:
+        """Of the node on which `serve` runs, and the controller."""
+        ...
+
+    async def probe_kernels(self) -> dict[str, float]:
+        """How fast the variants are there: a short measurement, done once in that node's life."""
         ...
 
     async def record(self, spec: ServiceSpec) -> None:

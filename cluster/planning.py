@@ -16,6 +16,7 @@ from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.folder import SmallFiles
+from tramontane.stages.kernel_choice import DEVICES, check_wish, set_of
 from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as, split_layers
 
@@ -42,6 +43,8 @@ class ServeOptions:
     dtype: str | None
     quantize: str | None
     device: str
+    kernels: str | None
+    allow_mixed_numerics: bool
     kv_memory: int | None
     kv_length: int | None
     chunk: int | None
@@ -123,6 +126,8 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
         dtype=dtype,
         quantize=options.quantize,
         device="",  # this, CPUs and threads depend on the cluster: `fit_to`
+        kernels=options.kernels,
+        allow_mixed_numerics=options.allow_mixed_numerics,
         scheduler=SchedulerOptions(
             layout=layout,
             context=context,
@@ -155,9 +160,11 @@ def fit_to(spec: ServiceSpec, options: ServeOptions, nodes: Sequence[Mapping[str
     device = options.device
     if device == "auto":
         # 8-bit weights are the native CPU kernels' alone.
-        device = "cuda" if gpus >= spec.stages and spec.quantize is None else "cpu"
+        for_cuda = spec.quantize is None and (options.kernels is None or "cuda" in DEVICES[set_of(options.kernels)])
+        device = "cuda" if gpus >= spec.stages and for_cuda else "cpu"
     if spec.quantize is not None and device != "cpu":
         raise ValueError(f"quantize is {spec.quantize}, and device is {device}: only CPUs hold weights in 8 bits")
+    check_wish(options.kernels, device=device, quantize=spec.quantize)
     return replace(spec, cpus_per_stage=cpus, threads=options.threads or max(1, math.floor(cpus)), device=device)
 
 

@@ -20,11 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id
+from tramontane.cluster.kernel_agreement import probe_in_child
 from tramontane.cluster.part_process import open_log
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
 from tramontane.cluster.ray_watch import Servers
 from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
 from tramontane.cluster.stats import ServiceStats, process_facts
+from tramontane.stages.cpu import Cpu, this_cpu
 
 SPEC_KEY = b"spec"
 CLOSE_TIMEOUT_S = 3.0
@@ -90,6 +92,13 @@ class RayPlatform:
     async def router(self, name: str, stages: Sequence[StageControl]) -> RouterControl:
         handles = [cast(ActorPort, stage).handle for stage in stages]
         return cast(RouterControl, self._part(Router, name, {}, self._spec, 0, handles))
+
+    def cpu(self) -> Cpu:
+        return this_cpu()
+
+    async def probe_kernels(self) -> dict[str, float]:
+        words = [self._spec.dtype, *([self._spec.quantize] if self._spec.quantize else [])]
+        return await probe_in_child(words)
 
     async def record(self, spec: ServiceSpec) -> None:
         self._spec = spec

@@ -13,6 +13,7 @@ import msgpack
 
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.scheduler_options import SchedulerOptions
+from tramontane.stages.kernel_choice import KernelChoice, Variants
 from tramontane.stages.kv_layout import KVLayout
 
 NAMESPACE = "tramontane"
@@ -53,6 +54,10 @@ class ServiceSpec:
     """int8: the weights of all products are held in 8 bits. None: in `dtype`."""
     device: str
     """cpu or cuda."""
+    kernels: str | None
+    """The kernel set or variant that the operator wants; None leaves it to the nodes' CPUs."""
+    allow_mixed_numerics: bool
+    """Stages may compute with different kernels where none run on all of their nodes."""
     scheduler: SchedulerOptions
     sampleable_ids: int
     """Ids from this one on are spare rows of the embedding, never sampled."""
@@ -66,6 +71,8 @@ class ServiceSpec:
     link_silence_s: float
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
+    stage_kernels: tuple[KernelChoice, ...] = ()
+    """What each stage computes with, also one that starts later; the controller chooses, once it knows the nodes."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
@@ -73,6 +80,11 @@ class ServiceSpec:
     def stages(self) -> int:
         """Stages of a pipeline."""
         return len(self.spans)
+
+    @property
+    def has_mixed_numerics(self) -> bool:
+        """Whether stages compute with different kernels."""
+        return len(set(self.stage_kernels)) > 1
 
     @property
     def context(self) -> int:
@@ -105,9 +117,14 @@ class ServiceSpec:
             "scheduler": SchedulerOptions(**(scheduler | {"layout": KVLayout(**scheduler["layout"])})),
             "entrance": Entrance(**values["entrance"]),
         }
+        nested["stage_kernels"] = tuple(_choice(**choice) for choice in values["stage_kernels"])
         if values["loaded"] is not None:
             nested["loaded"] = Loaded(**values["loaded"])
         return cls(**(values | nested))
+
+
+def _choice(kernels: str, variants: dict[str, str] | None) -> KernelChoice:
+    return KernelChoice(kernels=kernels, variants=None if variants is None else Variants(**variants))
 
 
 def stage_name(replica: int, stage: int) -> str:

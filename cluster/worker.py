@@ -20,6 +20,7 @@ from tramontane.cluster.site import Site
 from tramontane.cluster.stage_run import StageRun, Steps
 from tramontane.cluster.stats import StageCounters
 from tramontane.stages.counters import StageStats
+from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kv_layout import KVLayout
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class LoadedStage:
     digests: dict[str, bytes]
     """Of each tensor that the stage owns, over every byte, by name."""
     numerics: str
-    """Torch version, device kind, CPU capability, kernel set."""
+    """The kernel set and all else that decides its rounding."""
     row_invariant: bool
     """A row's bits do not depend on who shares its batch."""
 
@@ -69,10 +70,11 @@ class StageWorker:
         self,
         name: str,
         site: Site,
-        load_stage: Callable[[Callable[[float], None]], Stage],
+        load_stage: Callable[[KernelChoice, Callable[[float], None]], Stage],
         on_step_thread: Callable[[], None],
     ) -> None:
-        """`load_stage` is given a callable for its progress; `on_step_thread` is called in each thread that steps.
+        """`load_stage` is given its kernels and a callable for its progress; `on_step_thread` is called in each thread
+        that steps.
 
         Raises:
             ValueError, OSError: see `doors.listen_unix` and `doors.listen_tcp`.
@@ -93,11 +95,11 @@ class StageWorker:
         self._running = False
         self._listener = Listener(name, site, self._on_link)
 
-    def load(self) -> LoadedStage:
+    def load(self, kernels: KernelChoice) -> LoadedStage:
         """Load the stage, once; long, with `progress` to be read meanwhile."""
         with self._loading:  # a restarted controller asks again
             if self._stage is None:
-                self._stage = self._load_stage(self._set_progress)
+                self._stage = self._load_stage(kernels, self._set_progress)
                 self._progress = 1.0
                 log.info("%s is loaded", self._name)
         stage = self._stage

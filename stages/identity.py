@@ -7,13 +7,16 @@ import platform
 import torch
 
 
-def numerics_id(device: str, kernels: str) -> str:
+def numerics_id(device: str, kernels: str, *, torch_computes: bool = True) -> str:
     """Torch version, device kind, the device's capability, and the kernel set, in one line.
 
-    On a CPU the capability holds torch's own level and the instructions and vendor by which oneDNN and MKL choose
+    Where torch computes nothing, device kind and kernel set are all: their name then says what decides each bit. On a
+    CPU the capability holds torch's own level and the instructions and vendor by which oneDNN and MKL choose
     their code; on CUDA the card and the toolkit.
     """
     kind = torch.device(device).type
+    if not torch_computes:
+        return f"{kind} | {kernels}"
     if kind == "cuda":
         card = torch.cuda.get_device_properties(torch.device(device))
         capability = f"{card.name} sm{card.major}{card.minor} cuda{torch.version.cuda}"

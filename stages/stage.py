@@ -23,6 +23,7 @@ from tramontane.stages.config import ModelConfig
 from tramontane.stages.counters import StageStats
 from tramontane.stages.identity import numerics_id
 from tramontane.stages.inbox import Inbox
+from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kernels import Block, Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
@@ -57,7 +58,7 @@ class Stage:
         self.span = span
         self.digests = digests
         """Of each tensor that this stage owns, over every byte, by name; see `tensor_digest.py`."""
-        self.numerics = numerics_id(device, kernels.name)
+        self.numerics = numerics_id(device, kernels.name, torch_computes=kernels.torch_computes)
         self.row_invariant = kernels.row_invariant
         self.stats = StageStats()
         self.epoch = 0
@@ -83,15 +84,15 @@ class Stage:
         dtype: str,
         device: str,
         on_progress: Callable[[float], None] = lambda _: None,
-        kernels: str | None = None,
+        kernels: KernelChoice | str | None = None,
         quantize: str | None = None,
         sampleable_ids: int | None = None,
     ) -> Stage:
         """Read and pack the tensors of the layers in `span`, and embedding and head where the span touches the ends.
 
-        `kernels` names a kernel set (default: the device's best); `quantize` "int8" holds the weights in 8 bits. Ids
-        from `sampleable_ids` on (default: the vocabulary's end) are never sampled. `on_progress` hears fractions from 0
-        to 1.
+        `kernels` are chosen, or named as a set or variant (default: this machine's best); `quantize` "int8" holds the
+        weights in 8 bits. Ids from `sampleable_ids` on (default: the vocabulary's end) are never sampled. `on_progress`
+        hears fractions from 0 to 1.
 
         Raises:
             ValueError: the checkpoint is damaged or of another shape, or the device or kernel set is not there.

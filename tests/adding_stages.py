@@ -15,11 +15,13 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
+from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult
 
 LAYOUT = KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,))
 CONTEXT, MAX_TOKENS = 64, 512
+CHOICE = KernelChoice(kernels="by hand")
 
 
 @dataclass
@@ -104,13 +106,13 @@ class Pipeline:
             StageWorker(
                 f"stage-0.{stage.index}",
                 site,
-                lambda on_progress, stage=stage: stage,
+                lambda kernels, on_progress, stage=stage: stage,
                 lambda: self.on_step_thread(),
             )
             for stage in self.stages
         ]
         for worker in self.workers:
-            worker.load()
+            worker.load(CHOICE)
         self.runs: list[queue.Queue[object]] = []
         self.to_first: Link | None = None
         self.from_last: Link | None = None

@@ -1,22 +1,26 @@
-"""The kernel sets that this machine's CPU runs, for tests that hold for each of them.
+"""The kernel sets, and of the native one the variants, that this machine's CPU runs, for tests that hold for each.
 
 Without a compiler or the instructions the native one is skipped; sources that do not compile are no such reason.
 """
 
+from functools import cache
+
 import pytest
 import torch
 
-from tramontane.stages.kernels.native.build import NativeUnavailable, library
+from tramontane.stages.kernel_choice import Variants, choose_variants, table_speeds
+from tramontane.stages.kernels import facts_here
+from tramontane.stages.kernels.native import NativeKernels
+
+FACTS = facts_here("", "float32", None)
 
 
 def _reason_against_native():
-    try:
-        library()
-    except NativeUnavailable as reason:
-        if not str(reason).startswith(("there is no C++ compiler", "the CPU has no")):
-            raise
-        return str(reason)
-    return None
+    if not FACTS.obstacle:
+        return None if FACTS.variants("float32") else "the CPU has no AVX2 with FMA"
+    if not FACTS.obstacle.startswith("there is no C++ compiler"):
+        raise RuntimeError(FACTS.obstacle)
+    return FACTS.obstacle
 
 
 _REASON = _reason_against_native()
@@ -27,3 +31,21 @@ NEEDS_GPU = [
 ]
 NATIVE = pytest.param("native", marks=needs_native)
 KERNELS = [NATIVE, "cpu", "reference"]
+
+
+@cache
+def choices(numbers):
+    """Every combination of variants that can be chosen on this machine, the best first.
+
+    All alike, which a wish or a probe may ask for, and what the table makes of it for CPUs that can do less and less.
+    """
+    names = FACTS.variants(numbers)
+    alike = [Variants.alike(name) for name in names]
+    speeds = table_speeds(FACTS.cpu, numbers)
+    found = [choose_variants(names[first:], [speeds]) for first in range(len(names))] if speeds else []
+    return tuple(dict.fromkeys([*found, *alike]))
+
+
+def native(config, dtype, quantize=None):
+    """The native kernels as they are chosen here."""
+    return NativeKernels(config, dtype, quantize, choices(f"{dtype}-{quantize}" if quantize else dtype)[0])

@@ -24,6 +24,7 @@ from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.kernels import choose_here
 from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as
 from tramontane.stages.stage import Stage
@@ -121,8 +122,9 @@ class LocalPipeline:
         self.site = Site(node=NODE, sockets=Path(tempfile.mkdtemp(prefix="tm-")), secret=b"of the tests")
         self._threads = ThreadPoolExecutor(32)
         self.workers = [self._worker(index, span) for index, span in enumerate(self._spans)]
+        kernels = choose_here(None, dtype=self._dtype, device="cpu", quantize=None)
         for worker in self.workers:
-            worker.load()
+            worker.load(kernels)
         self.router = self.make_router("router-0")
         address = await self.router.bind()
         self.pipeline = await LinkPipeline.dial("router-0", address, self.site, gateway="gateway-0")
@@ -141,9 +143,15 @@ class LocalPipeline:
         return Router(name, self.site, stages, self.options, self.hang_limit_s)
 
     def _worker(self, index: int, span: range) -> StageWorker:
-        def load(on_progress):
+        def load(kernels, on_progress):
             return Stage.load(
-                self._config, self._folder, span, dtype=self._dtype, device="cpu", on_progress=on_progress
+                self._config,
+                self._folder,
+                span,
+                dtype=self._dtype,
+                device="cpu",
+                kernels=kernels,
+                on_progress=on_progress,
             )
 
         return StageWorker(f"stage-0.{index}", self.site, load, lambda: torch.set_num_threads(1))

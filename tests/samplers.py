@@ -4,7 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from kernel_sets import NEEDS_GPU, needs_native
+from kernel_sets import NEEDS_GPU, choices, needs_native
 
 from tramontane.stages import sampler
 
@@ -17,7 +17,7 @@ def native_sampler():
     from tramontane.stages.kernels.native import sampling
     from tramontane.stages.kernels.native.engine import Engine
 
-    engine = Engine()
+    engine = Engine(choices("float32")[0].head)
     return SimpleNamespace(sample=partial(sampling.sample, engine), score=partial(sampling.score, engine))
 
 

@@ -18,9 +18,13 @@ from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
 from tramontane.cluster.worker import LoadedStage
+from tramontane.stages.cpu import Cpu
 from tramontane.stages.folder import SmallFiles
+from tramontane.stages.kernel_choice import VARIANTS, KernelChoice, NodeFacts, Variants
 from tramontane.stages.kv_layout import KVLayout
 
+AVX512 = Cpu("Maker 1-2", "a CPU", frozenset().union(*(each.needs for each in VARIANTS if each.name == "avx512")))
+AVX2 = Cpu("Maker 1-1", "an older CPU", frozenset({"avx2", "fma"}))
 ADDRESS = Address(node="n", unix_path="/r", host="", port=0)
 
 
@@ -33,6 +37,10 @@ class FakePlatform:
         self.load_fails = False
         self.bytes_on_disk = b"d"
         self.recorded: list[ServiceSpec] = []
+        self.nodes = [NodeFacts(f"node {index}", AVX512, "") for index in range(2)]
+        self.probed = {"avx512": 2.0, "avx2": 1.0}
+        self.given: list[str] = []
+        """The kernels that stages were told to load."""
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.loaded = asyncio.Event()
@@ -58,6 +66,13 @@ class FakePlatform:
         self.log.append(f"create {name} over {len(stages)}")
         return FakeRouter(self)
 
+    def cpu(self):
+        return self.nodes[0].cpu
+
+    async def probe_kernels(self):
+        self.log.append("probe")
+        return self.probed
+
     async def record(self, spec):
         self.log.append("record")
         self.recorded.append(spec)
@@ -70,7 +85,12 @@ class FakeStage:
     def __init__(self, platform, index):
         self.platform, self.index = platform, index
 
-    async def load(self):
+    async def node_facts(self):
+        self.platform.log.append(f"ask stage {self.index}")
+        return self.platform.nodes[self.index]
+
+    async def load(self, kernels):
+        self.platform.given.append(str(kernels))
         await self.platform.loaded.wait()
         if self.platform.load_fails:
             raise ValueError("tensor model.norm.weight is missing")
@@ -169,6 +189,8 @@ def spec(folder) -> ServiceSpec:
         dtype="float32",
         quantize=None,
         device="cpu",
+        kernels=None,
+        allow_mixed_numerics=False,
         scheduler=SchedulerOptions(
             layout=KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,)),
             context=64,
@@ -210,6 +232,10 @@ async def test_the_service_comes_up_in_order(spec) -> None:
         "reserve 0",
         "create stage-0.0",
         "create stage-0.1",
+        "ask stage 0",
+        "ask stage 1",
+        "probe",
+        "record",
         "record",
         "model 64 True",
         "create router-0 over 2",
@@ -303,7 +329,12 @@ async def test_stats_come_from_those_who_answer(spec) -> None:
 
 def test_a_spec_comes_back_from_its_record(spec) -> None:
     assert ServiceSpec.decode(spec.encode()) == spec
-    loaded = replace(spec, loaded=Loaded(version="v", row_invariant=True, tensors={"t": b"d"}))
+    variants = KernelChoice(kernels="native", variants=Variants(attention="a", experts="b", head="c"))
+    loaded = replace(
+        spec,
+        stage_kernels=(variants, KernelChoice(kernels="cpu")),
+        loaded=Loaded(version="v", row_invariant=True, tensors={"t": b"d"}),
+    )
     assert ServiceSpec.decode(loaded.encode()) == loaded
 
 
@@ -312,14 +343,13 @@ async def served(spec) -> tuple[ServiceSpec, str]:
     controller, platform, _ = await started(spec)
     platform.loaded.set()
     await until(lambda: controller.status().phase is ServicePhase.READY)
-    (record,) = platform.recorded
-    return record, controller.status().version
+    return platform.recorded[-1], controller.status().version
 
 
 async def test_a_controller_that_comes_back_serves_what_was_loaded_whatever_the_folder_holds(spec, tmp_path) -> None:
     """The folder may be gone: a healthy pipeline needs it no more."""
     record, version = await served(spec)
-    assert record == replace(spec, loaded=record.loaded)
+    assert record == replace(spec, loaded=record.loaded, stage_kernels=record.stage_kernels)
     controller, platform, _ = await started(replace(record, model_dir=str(tmp_path / "gone")))
     platform.lacking = []
     assert controller.status().version == version
@@ -345,3 +375,90 @@ async def test_a_stage_that_computes_another_version_does_not_join(spec) -> None
     await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert f"and version {version} is served" in controller.status().detail
     assert not any(entry.startswith(("model", "routes")) for entry in platform.log)
+
+
+async def ready(spec, *nodes: NodeFacts) -> tuple[Controller, FakePlatform]:
+    controller, platform, _ = await started(spec)
+    platform.nodes = list(nodes) or platform.nodes
+    platform.loaded.set()
+    await until(lambda: controller.status().phase in (ServicePhase.READY, ServicePhase.BROKEN))
+    return controller, platform
+
+
+async def test_all_stages_load_what_was_chosen_once_and_recorded(spec) -> None:
+    controller, platform = await ready(spec)
+    assert platform.given == ["native avx512"] * 2
+    assert (controller.status().kernels, controller.status().warnings) == ("native avx512", ())
+    assert platform.recorded[0].stage_kernels == (platform.recorded[0].stage_kernels[0],) * 2
+    assert platform.recorded[0].loaded is None, "recorded before anything is loaded"
+
+
+async def test_a_controller_that_comes_back_asks_nobody_again(spec) -> None:
+    """Stages that start later obey the record, whatever their nodes would choose."""
+    record, _ = await served(spec)
+    controller, platform, _ = await started(record)
+    platform.lacking, platform.nodes = [], [NodeFacts("another", AVX2, "")] * 2
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert platform.given == ["native avx512"] * 2
+    assert not any(entry.startswith(("ask", "probe")) for entry in platform.log)
+    assert controller.status().kernels == "native avx512"
+
+
+async def test_the_best_that_all_nodes_run_and_who_keeps_them_from_better(spec) -> None:
+    controller, platform = await ready(spec, NodeFacts("node 0", AVX512, ""), NodeFacts("node 1", AVX2, ""))
+    assert platform.given == ["native avx2"] * 2
+    (warning,) = controller.status().warnings
+    assert warning.startswith("node 1: its CPU (an older CPU) has no avx512_vnni, avx512bw, ")
+    assert warning.endswith(", so that no stage uses avx512, but avx2")
+
+
+NO_COMPILER = NodeFacts("node 1", AVX512, "there is no C++ compiler (g++)")
+
+
+async def test_a_node_without_a_compiler_is_named_and_nothing_starts(spec) -> None:
+    controller, platform = await ready(spec, NodeFacts("node 0", AVX512, ""), NO_COMPILER)
+    assert controller.status().phase is ServicePhase.BROKEN
+    assert "node 1: there is no C++ compiler (g++); mend that, or take --kernels cpu" in controller.status().detail
+    assert (platform.given, platform.recorded) == ([], [])
+
+
+async def test_mixed_numerics_are_allowed_by_name_and_no_row_is_invariant_then(spec) -> None:
+    allowed = replace(spec, allow_mixed_numerics=True)
+    controller, platform = await ready(allowed, NodeFacts("node 0", AVX512, ""), NO_COMPILER)
+    assert platform.given == ["native avx512", "cpu"]
+    assert controller.status().kernels == "native avx512, cpu"
+    assert controller.status().warnings == ("stages round differently: node 1: there is no C++ compiler (g++)",)
+    assert "model 64 False" in platform.log
+    assert platform.recorded[-1].loaded.row_invariant is False
+    _, alike = await ready(allowed)
+    assert "model 64 True" in alike.log
+
+
+@pytest.mark.parametrize(("probed", "kernels"), [(1.19, "avx512"), (1.21, "avx2")])
+async def test_an_unknown_cpu_is_probed_and_believed_beyond_a_margin(spec, monkeypatch, probed, kernels) -> None:
+    async def probe(_):
+        return {"avx512": 1.0, "avx2": probed}
+
+    monkeypatch.setattr(FakePlatform, "probe_kernels", probe)
+    _, platform = await ready(spec)
+    assert platform.given == [f"native {kernels}"] * 2
+
+
+async def test_a_probe_that_fails_leaves_the_order(spec, monkeypatch) -> None:
+    async def probe(_):
+        raise ValueError("the compiler is gone")
+
+    monkeypatch.setattr(FakePlatform, "probe_kernels", probe)
+    _, platform = await ready(spec)
+    assert platform.given == ["native avx512"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "kernels"), [({"kernels": "cpu"}, "cpu"), ({"device": "cuda"}, "cuda"), ({"kernels": "avx2"}, None)]
+)
+async def test_where_the_operator_has_said_it_nothing_is_probed(spec, changes, kernels) -> None:
+    _, platform = await ready(replace(spec, **changes))
+    assert platform.given == [kernels or "native avx2"] * 2
+    assert "probe" not in platform.log
+    assert any(entry.startswith("ask") for entry in platform.log) == (kernels is None)

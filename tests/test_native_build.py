@@ -6,17 +6,19 @@ import subprocess
 import sys
 
 import pytest
-from kernel_sets import needs_native
+from kernel_sets import FACTS, needs_native
 from models import random_tensors, save_tensors
 
 from tramontane.stages.config import EXAMPLE
+from tramontane.stages.cpu import Cpu
+from tramontane.stages.kernel_choice import VARIANTS, KernelChoice, Variants
 from tramontane.stages.kernels import choose_kernels
 from tramontane.stages.kernels.native import build
-from tramontane.stages.kernels.native.build import NativeUnavailable, choose_variant
+from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.stage import Stage
 
-AVX2 = {"avx2", "fma", "sse4_2"}
-AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+NAME = FACTS.variants("float32")[0] if FACTS.variants("float32") else "avx2"
+OLD_CPU = Cpu("Maker 1-1", "an old CPU", frozenset({"avx2", "sse4_2"}))
 
 
 @pytest.fixture
@@ -35,31 +37,13 @@ def compiler(tmp_path, monkeypatch, script):
     monkeypatch.setenv("CXX", str(path))
 
 
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
-        (AVX2, "avx2"),
-        (AVX512, "avx512"),
-        (AVX512 | {"avx512_bf16"}, "avx512bf16"),
-        (AVX2 | {"avx512f", "avx512_bf16"}, "avx2"),
-    ],
-)
-def test_the_best_variant_that_the_cpu_runs(flags, name):
-    assert choose_variant(frozenset(flags)).name == name
-
-
-def test_a_cpu_without_the_instructions():
-    with pytest.raises(NativeUnavailable, match="the CPU has no AVX2 with FMA"):
-        choose_variant(frozenset({"avx2", "sse4_2"}))
-
-
 @needs_native
 def test_four_processes_at_once_compile_once(tmp_path):
     """Into an empty cache, with the real compiler; whoever comes second waits and loads what the first has made."""
     code = (
         "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
         "from tramontane.stages.kernels.native.build import library\n"
-        "print(library()._name, library().tramontane_panel_columns())"
+        f"print(library({NAME!r})._name, library({NAME!r}).tramontane_panel_columns())"
     )
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("TRAMONTANE_KERNELS", None)
@@ -79,9 +63,8 @@ def test_four_processes_at_once_compile_once(tmp_path):
 
 
 def test_other_sources_another_compiler_other_flags_are_another_file(tmp_path, monkeypatch):
-    variant = choose_variant(frozenset(AVX2))
-    keys = {build._key(variant, "g++ 12"), build._key(variant, "g++ 13")}
-    keys.add(build._key(choose_variant(frozenset(AVX512)), "g++ 12"))
+    *_, other, variant = VARIANTS
+    keys = {build._key(variant, "g++ 12"), build._key(variant, "g++ 13"), build._key(other, "g++ 12")}
     (tmp_path / "engine.cpp").write_text("// other")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     keys.add(build._key(variant, "g++ 12"))
@@ -129,10 +112,16 @@ def test_a_compiler_that_writes_nonsense(empty_cache, by_default, tmp_path, monk
 
 
 def test_a_cpu_without_the_instructions_gets_the_next_best(by_default, monkeypatch, caplog):
-    monkeypatch.setattr(build, "cpu_flags", frozenset)
-    build.library.cache_clear()
+    monkeypatch.setattr("tramontane.stages.kernels.this_cpu", lambda: OLD_CPU)
     assert reason(caplog) == "the CPU has no AVX2 with FMA"
-    build.library.cache_clear()
+
+
+def test_a_variant_is_not_loaded_on_a_cpu_without_its_instructions(empty_cache, monkeypatch):
+    """Chosen for all stages, before this one came to a lesser node: its first step would be an illegal instruction."""
+    monkeypatch.setattr(build, "this_cpu", lambda: OLD_CPU)
+    chosen = KernelChoice(kernels="native", variants=Variants.alike("avx2"))
+    with pytest.raises(ValueError, match=r"the native avx2 kernels, which all stages .* not there: the CPU has no fma"):
+        choose_kernels(EXAMPLE, dtype="float32", device="cpu", name=chosen)
 
 
 def test_asked_for_by_name_they_must_be_there(empty_cache, tmp_path, monkeypatch):

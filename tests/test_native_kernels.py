@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
-from kernel_sets import needs_native
+from kernel_sets import choices, native, needs_native
 from models import random_tensors, save_tensors
 from test_kernels import attention, microbatch, random_layer
 
 from tramontane.stages.config import EXAMPLE
+from tramontane.stages.kernel_choice import KernelChoice, Variants, numbers_of
 from tramontane.stages.kernels import choose_kernels, one_by_one
 from tramontane.stages.kernels.native import NativeKernels, build
 from tramontane.stages.kernels.reference import ReferenceKernels
@@ -35,8 +36,8 @@ def _threads_as_before():
 
 
 class Model:
-    def __init__(self, folder, dtype, quantize):
-        self.folder, self.options = folder, {"dtype": dtype, "quantize": quantize, "kernels": "native"}
+    def __init__(self, folder, dtype, quantize, kernels="native"):
+        self.folder, self.options = folder, {"dtype": dtype, "quantize": quantize, "kernels": kernels}
         self.alone = self.drive(chunk=len(PROMPT)).whole(PROMPT)
 
     def alone_in(self, block):
@@ -115,7 +116,7 @@ def test_nan_reaches_those_that_see_it_and_no_others(model):
 def test_no_bit_depends_on_the_cut_among_millions():
     """Rows differ by one rounding in a million where the two products of a word of values are not added together."""
     config = replace(EXAMPLE, dim=64, heads=8, kv_heads=4, head_dim=256, windows=(None,), context=4096)
-    kernels = NativeKernels(config, "bfloat16")
+    kernels = native(config, "bfloat16")
     layer = kernels.pack_layer(random_layer(config, "bfloat16"))
     rows = kernels.enter(torch.randn(3000, config.dim, generator=torch.Generator().manual_seed(3)).bfloat16())
     layout = make_layout(config, chunk=len(rows), block=32)
@@ -138,7 +139,7 @@ def test_nan_of_a_row_reaches_those_that_see_it_and_no_others(numbers, broken):
     dtype, quantize = numbers
     config = replace(EXAMPLE, windows=(5,))
     layer, rows = random_layer(config, dtype), torch.randn(20, config.dim, generator=torch.Generator().manual_seed(3))
-    kernels, rows = NativeKernels(config, dtype, quantize), rows.to(TORCH_DTYPES[dtype])
+    kernels, rows = native(config, dtype, quantize), rows.to(TORCH_DTYPES[dtype])
     sound = attention(kernels, layer, rows, config, [1], [20])
     rows[broken] = float("nan")
     found = attention(kernels, layer, rows, config, [1], [20])
@@ -173,11 +174,11 @@ def test_any_shape_agrees_with_the_reference(sizes, dtype):
     config = replace(EXAMPLE, **dict(zip(names, sizes, strict=True)), windows=(9,), experts=0)
     layer = random_layer(config, dtype)
     rows = torch.randn(12, config.dim, generator=torch.Generator().manual_seed(3)).to(TORCH_DTYPES[dtype])
-    native, reference = NativeKernels(config, dtype), ReferenceKernels(config, dtype, "cpu")
+    kernels, reference = native(config, dtype), ReferenceKernels(config, dtype, "cpu")
     tolerance = {"float32": 2e-5, "bfloat16": 0.06}[dtype]
-    found, expected = (attention(kernels, layer, rows, config) for kernels in (native, reference))
+    found, expected = (attention(each, layer, rows, config) for each in (kernels, reference))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    found, expected = (experts(kernels, layer, rows) for kernels in (native, reference))
+    found, expected = (experts(each, layer, rows) for each in (kernels, reference))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -191,46 +192,51 @@ def experts(kernels, layer, rows):
 def test_any_number_of_experts_agrees_with_the_reference(count, chosen, tokens):
     config = replace(EXAMPLE, experts=count, experts_per_token=chosen)
     layer, rows = random_layer(config), torch.randn(tokens, config.dim, generator=torch.Generator().manual_seed(3))
-    found = experts(NativeKernels(config, "float32"), layer, rows)
+    found = experts(native(config, "float32"), layer, rows)
     torch.testing.assert_close(
         found, experts(ReferenceKernels(config, "float32", "cpu"), layer, rows), atol=1e-5, rtol=1e-5
     )
 
 
-LESSER = [variant for variant in build.VARIANTS if variant.needs <= build.cpu_flags()][1:]
+# What else than the best can be chosen here: for CPUs that do less, and for whoever asks for it.
+OTHERS = [(of, variants) for of in NUMBERS for variants in choices(numbers_of(*of))[1:]]
 
 
-@pytest.fixture(params=LESSER, ids=lambda variant: variant.name)
-def lesser(request, monkeypatch):
-    """A variant that this CPU runs, though it runs a better one: for CPUs that do not."""
-    monkeypatch.setattr(build, "cpu_flags", lambda: request.param.needs)
-    build.library.cache_clear()
-    yield request.param
-    build.library.cache_clear()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lesser_variants_agree_with_the_reference(lesser, dtype):
+@pytest.mark.parametrize(("numbers", "variants"), [each for each in OTHERS if each[0][1] is None], ids=str)
+def test_other_variants_agree_with_the_reference(numbers, variants):
     """Also with as many rows as two full units of a product take."""
+    dtype, _ = numbers
     config = replace(EXAMPLE, windows=(9,), experts=0)
     layer = random_layer(config, dtype)
     rows = torch.randn(384, config.dim, generator=torch.Generator().manual_seed(3)).to(TORCH_DTYPES[dtype])
-    native, reference = NativeKernels(config, dtype), ReferenceKernels(config, dtype, "cpu")
-    assert lesser.name in native.name
+    kernels, reference = NativeKernels(config, dtype, None, variants), ReferenceKernels(config, dtype, "cpu")
     tolerance = {"float32": 2e-5, "bfloat16": 0.06}[dtype]
     for found, expected in (
-        [attention(kernels, layer, rows[:12], config) for kernels in (native, reference)],
-        [experts(kernels, layer, rows) for kernels in (native, reference)],
+        [attention(each, layer, rows[:12], config) for each in (kernels, reference)],
+        [experts(each, layer, rows) for each in (kernels, reference)],
     ):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
-def test_no_bit_depends_on_cut_or_company_in_lesser_variants(lesser, folder, numbers):
-    model = Model(folder, *numbers)
-    assert lesser.name in model.drive().stages[0].numerics
-    assert torch.equal(model.drive(chunk=7, block=5).whole(PROMPT), model.alone)
+@pytest.mark.parametrize(("numbers", "variants"), OTHERS, ids=str)
+def test_no_bit_depends_on_cut_or_company_in_other_variants(numbers, variants, folder):
+    model = Model(folder, *numbers, kernels=KernelChoice(kernels="native", variants=variants))
+    assert f"native-{variants}-{numbers_of(*numbers)}@" in model.drive().stages[0].numerics
+    assert torch.equal(model.drive(chunk=1).whole(PROMPT), model.alone)
+    assert torch.equal(model.drive(chunk=7, block=5).whole(PROMPT), model.alone_in(5))
     assert torch.equal(model.drive(chunk=64).packed([PROMPT[:40], PROMPT], sizes=(3, 33))[1], model.alone)
+    assert torch.equal(model.drive(split=[1, 3]).whole(PROMPT), model.alone)
+
+
+@pytest.mark.skipif(len(choices("float32")) < 2, reason="one variant only runs here")
+def test_matrices_of_different_variants_work_together(folder):
+    """As they may be chosen for a CPU that is faster at one thing than at another."""
+    best, other = (choices("float32")[number].experts for number in (0, -1))
+    mixed = Variants(attention=best, experts=other, head=best)
+    model = Model(folder, "float32", None, kernels=KernelChoice(kernels="native", variants=mixed))
+    assert f"attention.{best}-experts.{other}" in model.drive().stages[0].numerics
+    assert torch.equal(model.drive(chunk=1).whole(PROMPT), model.alone)
+    torch.testing.assert_close(model.alone, Model(folder, "float32", None).alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 101])
@@ -242,7 +248,7 @@ def test_any_head_agrees_with_the_reference(vocab, rows):
     hidden = torch.randn(rows, 300, generator=generator)
     found, expected = (
         kernels.head(kernels.pack_head(norm, head), hidden)
-        for kernels in (NativeKernels(config, "float32"), ReferenceKernels(config, "float32", "cpu"))
+        for kernels in (native(config, "float32"), ReferenceKernels(config, "float32", "cpu"))
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -262,7 +268,7 @@ def test_int8_is_the_product_of_the_rounded_numbers(inputs):
     head[0] = head[0].abs().amax()  # all at the limit, where pairs of products are largest
     hidden = torch.randn(9, inputs, generator=generator)
     hidden[0] = hidden[0].abs().amax()
-    kernels = NativeKernels(config, "float32", "int8")
+    kernels = native(config, "float32", "int8")
     found = kernels.head(kernels.pack_head(norm, head), hidden)
     normed = torch.nn.functional.rms_norm(hidden, (inputs,), norm, config.norm_eps)
     (rows, row_scale), (weights, weight_scale) = by_largest(normed), by_largest(head)
@@ -274,7 +280,7 @@ def test_int8_halves_the_weights():
     config = replace(EXAMPLE, dim=256, ffn_dim=256)
 
     def size(quantize):
-        _, *matrices = NativeKernels(config, "bfloat16", quantize).pack_layer(random_layer(config, "bfloat16")).kept
+        _, *matrices = native(config, "bfloat16", quantize).pack_layer(random_layer(config, "bfloat16")).kept
         qkv, o, _, gate_up, down = matrices
         return sum(each.memory.nbytes for each in (qkv, o, *gate_up, *down))
 
@@ -288,19 +294,19 @@ def test_int8_is_close_to_full_precision(folder):
 
 
 def test_the_name_tells_what_decides_the_rounding():
-    names = [NativeKernels(EXAMPLE, dtype, quantize).name for dtype, quantize in NUMBERS]
+    names = [native(EXAMPLE, dtype, quantize).name for dtype, quantize in NUMBERS]
     assert len(set(names)) == 4
     assert all(name.startswith(("native-avx2-", "native-avx512")) for name in names)
 
 
 def test_the_name_tells_which_sources_were_compiled(tmp_path, monkeypatch):
     """Another release may round otherwise: its version is another, and no sequence goes on there."""
-    name = NativeKernels(EXAMPLE, "float32").name
-    assert name == NativeKernels(EXAMPLE, "float32").name
+    name = native(EXAMPLE, "float32").name
+    assert name == native(EXAMPLE, "float32").name
     changed = shutil.copytree(build.SOURCES, tmp_path / "native")
     (changed / "attend.hpp").write_text((changed / "attend.hpp").read_text() + "// another\n")
     monkeypatch.setattr(build, "SOURCES", changed)
-    assert NativeKernels(EXAMPLE, "float32").name != name
+    assert native(EXAMPLE, "float32").name != name
 
 
 def test_int8_is_for_native_kernels():
@@ -338,7 +344,7 @@ def test_threads_end_with_their_kernels(folder, monkeypatch):
 
 
 def test_rings_that_are_too_short_are_refused():
-    kernels, layout = NativeKernels(EXAMPLE, "float32"), make_layout(EXAMPLE, chunk=8, block=4)
+    kernels, layout = native(EXAMPLE, "float32"), make_layout(EXAMPLE, chunk=8, block=4)
     whole = microbatch(make_layout(replace(EXAMPLE, windows=EXAMPLE.windows[:1]), chunk=8, block=4), [9], [4])
     table = whole.tables[0]
     length = np.array([1], np.int32)

@@ -78,7 +78,7 @@ def test_importing_stages_imports_nothing():
     assert imported_by("tramontane.stages") == set()
 
 
-@pytest.mark.parametrize("name", ["config", "kv_layout", "microbatch", "split"])
+@pytest.mark.parametrize("name", ["config", "kernel_choice", "kv_layout", "microbatch", "split"])
 def test_the_contract_with_the_stages_is_light(name):
     assert imported_by(f"tramontane.stages.{name}") <= {"numpy"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adding_stages import CONTEXT, LAYOUT, MAX_TOKENS, AddingStage, pipeline
+from adding_stages import CHOICE, CONTEXT, LAYOUT, MAX_TOKENS, AddingStage, pipeline
 from wires import (
     DEADLINE_S,
     NEAR,
@@ -29,6 +29,7 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel
 from tramontane.cluster.worker import StageWorker
+from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.microbatch import Microbatch
 
 
@@ -354,8 +355,8 @@ def test_loading_reports_progress_and_happens_once():
     stage = AddingStage(0, 1, digests={"norm": b"\1" * 32})
     loads = []
 
-    def load(on_progress: Callable[[float], None]) -> AddingStage:
-        loads.append(1)
+    def load(kernels: KernelChoice, on_progress: Callable[[float], None]) -> AddingStage:
+        loads.append(kernels)
         on_progress(0.25)
         begun.set()
         assert go_on.wait(DEADLINE_S)
@@ -364,7 +365,7 @@ def test_loading_reports_progress_and_happens_once():
     with socket_folder() as folder:
         worker = StageWorker("stage-0.0", site_at(folder), load, lambda: None)
         assert worker.progress() == 0.0
-        outcome = in_thread(worker.load)
+        outcome = in_thread(lambda: worker.load(CHOICE))
         assert begun.wait(DEADLINE_S)
         assert worker.progress() == 0.25
         assert worker.stats().steps == 0
@@ -372,8 +373,8 @@ def test_loading_reports_progress_and_happens_once():
         loaded = outcome.get(timeout=DEADLINE_S)
         assert (loaded.digests, loaded.numerics, loaded.row_invariant) == ({"norm": b"\1" * 32}, "by hand", True)
         assert worker.progress() == 1.0
-        assert worker.load() == loaded
-        assert loads == [1]
+        assert worker.load(CHOICE) == loaded
+        assert loads == [CHOICE]
         worker.close()
 
 

@@ -12,12 +12,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.cpu import this_cpu
+from tramontane.stages.kernel_choice import (
+    KernelChoice,
+    NodeFacts,
+    check_wish,
+    choose_variants,
+    decide,
+    numbers_of,
+    set_of,
+    table_speeds,
+)
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
 from tramontane.stages.weights import LayerWeights
@@ -31,9 +43,6 @@ Plan: TypeAlias = Any
 """All that the layers of one window class share in one step: where keys go, what each row sees, rotations."""
 
 log = logging.getLogger(__name__)
-
-DEVICES = {"native": ("cpu",), "cpu": ("cpu",), "cuda": ("cuda",), "reference": ("cpu", "cuda")}
-"""The kernel sets, and where each runs."""
 
 
 class Block(NamedTuple):
@@ -60,6 +69,10 @@ class Kernels(Protocol):
     @property
     def row_invariant(self) -> bool:
         """Whether a row's bits depend neither on its company nor on how its prompt was cut into chunks."""
+
+    @property
+    def torch_computes(self) -> bool:
+        """Whether rounding depends on torch and the device as well as on what the name tells."""
 
     def pack_embedding(self, embedding_VD: Tensor) -> PackedEmbedding:
         """Lay out the embedding; the original may be dropped."""
@@ -121,9 +134,10 @@ def one_by_one(kernels: Kernels, blocks: Sequence[Block], rows_TD: Tensor) -> Te
 
 
 def choose_kernels(
-    config: ModelConfig, *, dtype: str, device: str, name: str | None = None, quantize: str | None = None
+    config: ModelConfig, *, dtype: str, device: str, name: KernelChoice | str | None = None, quantize: str | None = None
 ) -> Kernels:
-    """The kernel set of that name, else of the name in `TRAMONTANE_KERNELS`, else the best for the device that runs.
+    """The kernels that were chosen; else the set or variant of that name, or of the name in `TRAMONTANE_KERNELS`, else
+    the best for the device that runs.
 
     `quantize` "int8" holds the weights of all products in 8 bits, which native kernels can do.
 
@@ -132,36 +146,56 @@ def choose_kernels(
             does not take the model's sizes.
     """
     kind = torch.device(device).type
-    name = name or os.environ.get("TRAMONTANE_KERNELS") or None
-    if name is not None and name not in DEVICES:
-        raise ValueError(f"kernels is {name!r}; supported: {', '.join(DEVICES)}")
-    if name is not None and kind not in DEVICES[name]:
-        raise ValueError(
-            f"kernels is {name!r}, and device is {device!r}; these kernels run on {DEVICES[name][0]!r} only"
-        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, and this process sees no CUDA device")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize is {quantize!r}; supported: int8")
-    if quantize and (kind != "cpu" or name not in (None, "native")):
-        raise ValueError(f"quantize is {quantize!r}, and kernels is {name or kind!r}; only 'native' quantizes")
-    if name == "reference":
+    if not isinstance(name, KernelChoice):
+        wish = name or os.environ.get("TRAMONTANE_KERNELS") or None
+        check_wish(wish, device=device, quantize=quantize)
+        name = choose_here(wish, dtype=dtype, device=kind, quantize=quantize)
+    if name.kernels == "reference":
         from tramontane.stages.kernels.reference import ReferenceKernels
 
         return ReferenceKernels(config, dtype, device)
-    if kind == "cuda":
+    if name.kernels == "cuda":
         from tramontane.stages.kernels.cuda import CudaKernels
 
         return CudaKernels(config, dtype, device)
-    if name != "cpu":
+    if name.kernels == "native":
         from tramontane.stages.kernels.native import NativeKernels, NativeUnavailable
 
+        assert name.variants is not None, f"{name} without variants"
         try:
-            return NativeKernels(config, dtype, quantize)
+            return NativeKernels(config, dtype, quantize, name.variants)
         except NativeUnavailable as reason:
-            if name == "native" or quantize:
-                raise ValueError(f"the native kernels, which were asked for, are not there: {reason}") from None
-            log.warning("no native kernels, torch's packed products instead: %s", reason)
+            raise ValueError(f"the {name} kernels, which all stages compute with, are not there: {reason}") from None
     from tramontane.stages.kernels.cpu import CpuKernels
 
     return CpuKernels(config, dtype)
+
+
+def choose_here(wish: str | None, *, dtype: str, device: str, quantize: str | None) -> KernelChoice:
+    """What a stage that is alone with this machine computes with; says why where that is not native.
+
+    Raises:
+        ValueError: what is wanted does not run here.
+    """
+    if device == "cuda":
+        return KernelChoice(kernels=wish or "cuda")
+    numbers = numbers_of(dtype, quantize)
+    decision = decide([facts_here("", numbers, wish)], numbers, wish, lambda cpu: table_speeds(cpu, numbers))
+    for remark in decision.remarks:
+        log.warning("%s", remark)
+    return decision.stages[0]
+
+
+def facts_here(node: str, numbers: str, wish: str | None) -> NodeFacts:
+    """What decides which kernels can run on this machine. What it would choose by itself is compiled for it."""
+    from tramontane.stages.kernels.native import build
+
+    facts = NodeFacts(node, this_cpu(), "")
+    candidates = [name for name in facts.variants(numbers) if wish in (None, "native", name)]
+    if set_of(wish) != "native" or not candidates:
+        return facts
+    speeds = table_speeds(facts.cpu, numbers)
+    chosen = choose_variants(candidates, [] if speeds is None else [speeds])
+    return replace(facts, obstacle=build.obstacle(sorted(chosen.names)))

@@ -93,6 +93,7 @@ class CpuKernels:
         self._frequency = 1.0 / config.rope_theta**exponent
         self.name = f"cpu-{'plain' if products.PACKED is None else 'onednn'}-{dtype}{'-widened' if widened else ''}"
         self.row_invariant = False
+        self.torch_computes = True
         if widened:
             log.info(
                 "bfloat16 without instructions for it: weights are widened to float32 (twice the memory), products "

@@ -62,6 +62,7 @@ class ReferenceKernels:
     def __init__(self, config: ModelConfig, dtype: str, device: str) -> None:
         self.name = f"reference-{dtype}"
         self.row_invariant = False
+        self.torch_computes = True
         self._config = config
         self._dtype = TORCH_DTYPES[dtype]
         self._device = torch.device(device)

@@ -1,6 +1,7 @@
 """The native CPU kernel set: C++ over vectors, one call for all blocks of a step. `interface.h` is where the two meet.
 
     vectors.hpp    a vector of 8 or 16 floats
+    amx.hpp        products by AMX, for CPUs that have it
     tiles.hpp      how weights lie; the tile, the innermost loop of products; the step that attention shares
     products.hpp   products of some rows with a matrix, the norm
     cache.hpp      how keys and values lie
@@ -15,6 +16,9 @@ A row's bits depend on its own sequence only: on no row beside it, no cut of its
 of threads or stages. So a row that is computed again is the same row.
 
 A step calls no torch operator that works on several threads: after it they would spin on the cores that ours need.
+
+A variant is a build of all this for some instructions. Each matrix, attention, experts and head, may have another one
+(`kernel_choice.py`): nothing but rows passes between them.
 
 Rows between the calls are float32 that hold values of the model's dtype. With bfloat16 the inputs of each product are
 rounded to bfloat16, and so are rows, keys and values. With int8 a matrix has one scale an output, and each row that
@@ -34,7 +38,8 @@ import torch
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.kernels import Block
+from tramontane.stages.kernel_choice import Variants, numbers_of
+from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.native import build, interface, sampling
 from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.kernels.native.engine import Engine
@@ -98,14 +103,15 @@ class NativeKernels:
         NativeUnavailable: the library cannot be had.
     """
 
-    def __init__(self, config: ModelConfig, dtype: str, quantize: str | None = None) -> None:
-        self._engine = Engine()
-        self._library = self._engine.library
+    def __init__(self, config: ModelConfig, dtype: str, quantize: str | None, variants: Variants) -> None:
+        engines = {name: Engine(name) for name in sorted(variants.names)}
+        self._attention = engines[variants.attention]
+        self._experts = engines[variants.experts]
+        self._head = engines[variants.head]
         self._config = config
         self._dtype = TORCH_DTYPES[dtype]
         self._weights = interface.WEIGHTS[quantize or dtype]
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self._frequency = 1.0 / config.rope_theta**exponent
+        self._frequency = _frequency(config)
         self._shape = interface.Shape(
             config.dim,
             config.heads,
@@ -117,23 +123,23 @@ class NativeKernels:
             self._weights,
             dtype == "bfloat16",
             config.norm_eps,
-            self._frequency.data_ptr(),
+            self._frequency.ctypes.data,
         )
-        variant = self._library.tramontane_variant().decode()
-        kinds = f"{dtype}-{quantize}" if quantize else dtype
-        self.name = f"native-{variant}-{kinds}@{build.source_digest()[:8]}"
+        _, compiler = build.find_compiler()
+        self.name = f"native-{variants}-{numbers_of(dtype, quantize)}@{build.source_digest()[:8]} {compiler}"
         self.row_invariant = True
+        self.torch_computes = False
 
     def pack_embedding(self, embedding_VD: Tensor) -> Tensor:
         return embedding_VD
 
     def pack_layer(self, weights: LayerWeights) -> PackedLayer:
         norms = weights.attention_norm_D.float(), weights.ffn_norm_D.float()
-        qkv = self._pack(_float32(weights.q, weights.k, weights.v))
-        o = self._pack(weights.o)
+        qkv = self._pack(self._attention, _float32(weights.q, weights.k, weights.v))
+        o = self._pack(self._attention, weights.o)
         gate = None if weights.gate is None else _float32(weights.gate)
-        gate_up = [self._pack(w1, w3) for w1, w3 in zip(weights.w1, weights.w3, strict=True)]
-        down = [self._pack(w2) for w2 in weights.w2]
+        gate_up = [self._pack(self._experts, w1, w3) for w1, w3 in zip(weights.w1, weights.w3, strict=True)]
+        down = [self._pack(self._experts, w2) for w2 in weights.w2]
         matrices = interface.Matrix * len(down)
         struct = interface.Layer(
             norms[0].data_ptr(),
@@ -147,27 +153,27 @@ class NativeKernels:
         return PackedLayer(struct, (norms, qkv, o, gate, gate_up, down))
 
     def pack_head(self, norm_D: Tensor, head_VD: Tensor) -> PackedHead:
-        return PackedHead(norm_D.float(), self._pack(head_VD))
+        return PackedHead(norm_D.float(), self._pack(self._head, head_VD))
 
-    def _pack(self, first: Tensor, second: Tensor | None = None) -> PackedMatrix:
-        """A matrix, or two of one shape interleaved."""
-        kind = self._weights
+    def _pack(self, engine: Engine, first: Tensor, second: Tensor | None = None) -> PackedMatrix:
+        """A matrix, or two of one shape interleaved, as the engine's variant takes it."""
+        kind, library = self._weights, engine.library
         outputs, inputs = first.shape
-        size = self._library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
+        size = library.tramontane_packed_bytes(kind, outputs, inputs, second is not None)
         packed = own_pages((size,), torch.uint8)
         # Each copy lives for this call only.
         first = _float32(first)
         if second is None:
-            self._library.tramontane_pack(kind, first.data_ptr(), None, outputs, inputs, packed.data_ptr())
+            library.tramontane_pack(kind, first.data_ptr(), None, outputs, inputs, packed.data_ptr())
             return PackedMatrix(packed, outputs, inputs)
         second = _float32(second)
-        self._library.tramontane_pack(kind, first.data_ptr(), second.data_ptr(), outputs, inputs, packed.data_ptr())
-        half = self._library.tramontane_panel_columns() // 2
+        library.tramontane_pack(kind, first.data_ptr(), second.data_ptr(), outputs, inputs, packed.data_ptr())
+        half = library.tramontane_panel_columns() // 2
         return PackedMatrix(packed, -(-outputs // half) * half * 2, inputs)
 
     def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
         """[layers, blocks, numbers of a block]; `cache.hpp` has the picture."""
-        numbers = self._library.tramontane_cache_block(ctypes.byref(self._shape), block)
+        numbers = self._attention.library.tramontane_cache_block(ctypes.byref(self._shape), block)
         return own_pages((layers, blocks, numbers), self._dtype)
 
     def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
@@ -191,7 +197,7 @@ class NativeKernels:
         # The library reads and writes wherever a table points.
         pool, pieces = layout.pool_blocks[index], len(microbatch.first)
         assert len(table.held) == pieces, f"{len(table.held)} rings of {pieces} pieces"
-        flaw = self._library.tramontane_plan_flaw(ctypes.byref(struct), len(table.blocks), pool)
+        flaw = self._attention.library.tramontane_plan_flaw(ctypes.byref(struct), len(table.blocks), pool)
         assert flaw is None, f"{flaw.decode()}: {table.held}, {len(table.blocks)} in all, a pool of {pool}"
         return NativePlan(struct, kept)
 
@@ -205,7 +211,7 @@ class NativeKernels:
         to_TD = torch.empty(rows, from_XD.shape[1])
         is_bfloat16 = from_XD.dtype == torch.bfloat16
         numbers = None if numbers_T is None else numbers_T.ctypes.data
-        known = self._engine.call(
+        known = self._attention.call(
             "widen", is_bfloat16, from_XD.data_ptr(), len(from_XD), numbers, rows, from_XD.shape[1], to_TD.data_ptr()
         )
         assert known, f"rows {numbers_T} of {len(from_XD)}"
@@ -216,18 +222,18 @@ class NativeKernels:
         if self._dtype == torch.float32:
             return rows_TD
         narrow_TD = torch.empty_like(rows_TD, dtype=self._dtype)
-        self._engine.call("narrow", rows_TD.data_ptr(), *rows_TD.shape, narrow_TD.data_ptr())
+        self._experts.call("narrow", rows_TD.data_ptr(), *rows_TD.shape, narrow_TD.data_ptr())
         return narrow_TD
 
     def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: NativePlan, storage: Tensor, index: int) -> Tensor:
         block = _block(Block(layer, plan, storage, index))
         rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._engine.call("attention", self._shape, block, rows_TD.data_ptr(), after_TD.data_ptr())
+        self._attention.call("attention", self._shape, block, rows_TD.data_ptr(), after_TD.data_ptr())
         return after_TD
 
     def experts(self, layer: PackedLayer, rows_TD: Tensor) -> Tensor:
         rows_TD, after_TD = rows_TD.contiguous(), torch.empty_like(rows_TD, memory_format=torch.contiguous_format)
-        self._engine.call(
+        self._experts.call(
             "experts",
             self._shape,
             layer.struct,
@@ -238,16 +244,18 @@ class NativeKernels:
         return after_TD
 
     def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        if self._attention is not self._experts:
+            return one_by_one(self, blocks, rows_TD)
         structs = (interface.Block * len(blocks))(*map(_block, blocks))
         rows_TD = rows_TD.contiguous()
-        self._engine.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), rows_TD.data_ptr())
+        self._attention.call("blocks", self._shape, structs, len(blocks), rows_TD.data_ptr(), rows_TD.data_ptr())
         return rows_TD
 
     def head(self, head: PackedHead, rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
         rows_TD = rows_TD.contiguous()
         numbers = None if asked_M is None else np.ascontiguousarray(asked_M, np.int32)
         logits_MV = torch.empty(len(rows_TD if numbers is None else numbers), head.matrix.outputs)
-        known = self._engine.call(
+        known = self._head.call(
             "head",
             self._shape,
             head.norm.data_ptr(),
@@ -264,10 +272,20 @@ class NativeKernels:
     def sample(
         self, logits_MV: Tensor, rows: SampledRows, position_M: Int32Array, sampleable_ids: int
     ) -> tuple[Int32Array, Float32Array, BoolArray]:
-        return sampling.sample(self._engine, logits_MV, rows, position_M, sampleable_ids)
+        return sampling.sample(self._head, logits_MV, rows, position_M, sampleable_ids)
 
     def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
-        return sampling.score(self._engine, logits_KV, target_K, sampleable_ids)
+        return sampling.score(self._head, logits_KV, target_K, sampleable_ids)
+
+
+def _frequency(config: ModelConfig) -> Float32Array:
+    """RoPE's angle of one position, of each pair [hd / 2]: rounded to float32 where torch rounds, by code of our own.
+
+    A power in float64, once rounded, is the same everywhere; torch's in float32 depends on the CPU.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    powers = np.array([config.rope_theta**exponent for exponent in exponents.tolist()], np.float32)
+    return np.float32(1.0) / powers
 
 
 def _float32(*parts: Tensor) -> Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from tramontane.stages.kernels.native.build import NativeUnavailable, library
+from tramontane.stages.kernels import choose_here
 
 log = logging.getLogger("tramontane")
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-try:
-    log.info("native kernels are ready: %s", library()._name)
-except NativeUnavailable as reason:
-    log.warning("no native kernels: %s", reason)
+for dtype in ("float32", "bfloat16"):
+    log.info("%s is served by the kernels %s", dtype, choose_here(None, dtype=dtype, device="cpu", quantize=None))

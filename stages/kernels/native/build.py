@@ -18,8 +18,11 @@ import stat
 import subprocess  # runs the compiler that the user's machine has
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+
+from tramontane.stages.cpu import this_cpu
+from tramontane.stages.kernel_choice import VARIANTS, Variant
 
 log = logging.getLogger(__name__)
 
@@ -34,38 +37,16 @@ class NativeUnavailable(Exception):  # noqa: N818  (says what is the case)
     """The native kernels cannot run here; the message says why, in one line."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One build of the sources, for CPUs with some instructions."""
-
-    name: str
-    needs: frozenset[str]
-    """The CPU's flags as /proc/cpuinfo names them."""
-    flags: tuple[str, ...]
-
-
-def _variant(name: str, *instructions: str) -> Variant:
-    needs = frozenset(each.replace("vnni", "_vnni").replace("bf16", "_bf16") for each in instructions)
-    return Variant(name, needs, tuple(f"-m{each}" for each in instructions))
-
-
-AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
-VARIANTS = (
-    _variant("avx512bf16", *AVX512, "avx512bf16"),
-    _variant("avx512", *AVX512),
-    _variant("avx2", "avx2", "fma"),
-)
-"""The best first. A variant's flags are named one by one, so that its rounding is the same on all CPUs that have it."""
-
-
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels, from the cache or fresh.
+def library(name: str) -> ctypes.CDLL:
+    """A variant of the compiled kernels, from the cache or fresh.
 
     Raises:
-        NativeUnavailable: there is no compiler, it fails, or the CPU lacks the instructions.
+        NativeUnavailable: the CPU lacks instructions, there is no compiler, or it fails.
     """
-    variant = choose_variant(cpu_flags())
+    (variant,) = (each for each in VARIANTS if each.name == name)
+    if missing := variant.needs - this_cpu().flags:
+        raise NativeUnavailable(f"the CPU has no {', '.join(sorted(missing))}")
     compiler, version = find_compiler()
     file = cache_folder() / f"native-{variant.name}-{_key(variant, version)}.so"
     try:
@@ -76,36 +57,27 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailable(f"the library cannot be kept or loaded: {error}") from None
 
 
+def obstacle(names: Iterable[str]) -> str:
+    """Why one of these variants cannot be had here, in one line; empty where all can. Compiles what is missing."""
+    try:
+        for name in names:
+            library(name)
+    except NativeUnavailable as reason:
+        return str(reason)
+    return ""
+
+
+def flags_of(variant: Variant) -> list[str]:
+    """What the compiler is told of the CPU."""
+    return [f"-m{each}" for each in variant.instructions]
+
+
 def source_digest() -> str:
-    """SHA-256, in hex, over the sources and FLAGS: with the variant, all of ours that decides rounding."""
+    """SHA-256, in hex, over the sources and FLAGS: with variant and compiler, all that decides rounding."""
     digest = hashlib.sha256("\n".join(FLAGS).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h*")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
-
-
-def choose_variant(flags: frozenset[str]) -> Variant:
-    """The best variant that a CPU with these flags runs.
-
-    >>> choose_variant(frozenset({"avx2", "fma", "sse4_2"})).name
-    'avx2'
-
-    Raises:
-        NativeUnavailable: it runs none.
-    """
-    for variant in VARIANTS:
-        if variant.needs <= flags:
-            return variant
-    raise NativeUnavailable("the CPU has no AVX2 with FMA")
-
-
-def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in the kernel's words; nothing where that is not told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def find_compiler() -> tuple[list[str], str]:
@@ -144,10 +116,14 @@ def cache_folder() -> Path:
     raise NativeUnavailable(f"neither {home} nor the temporary folder takes a private folder for the compiled kernels")
 
 
+def digest_of(what: str) -> str:
+    """A short name for something that belongs to these sources."""
+    return hashlib.sha256(f"{what}\n{source_digest()}".encode()).hexdigest()[:16]
+
+
 def _key(variant: Variant, version: str) -> str:
     """Over everything that decides what comes out."""
-    said = "\n".join([version, *variant.flags, source_digest()])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return digest_of("\n".join([version, *flags_of(variant)]))
 
 
 def _compile_once(compiler: list[str], variant: Variant, file: Path) -> None:
@@ -162,7 +138,7 @@ def _compile(compiler: list[str], variant: Variant, file: Path) -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [*compiler, *FLAGS, *variant.flags, str(SOURCES / "engine.cpp"), "-o", str(made)]
+        command = [*compiler, *FLAGS, *flags_of(variant), str(SOURCES / "engine.cpp"), "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)  # noqa: S603
         except subprocess.TimeoutExpired:

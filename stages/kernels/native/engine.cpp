@@ -78,7 +78,9 @@ extern "C" {
 int32_t tramontane_panel_columns(void) { return COLUMNS; }
 
 const char* tramontane_variant(void) {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+    return "amx";
+#elif defined(__AVX512BF16__)
     return "avx512bf16";
 #elif defined(__AVX512F__)
     return "avx512";

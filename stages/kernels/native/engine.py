@@ -1,4 +1,4 @@
-"""The native library with threads and working memory of one caller."""
+"""A variant of the native library with threads and working memory of one caller."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Engine:
         NativeUnavailable: the library cannot be had.
     """
 
-    def __init__(self) -> None:
-        self.library = interface.declare(library())
+    def __init__(self, variant: str) -> None:
+        self.library = interface.declare(library(variant))
         self._handle = self.library.tramontane_create()
         weakref.finalize(self, self.library.tramontane_destroy, self._handle)
 

@@ -69,14 +69,14 @@ template <class Weights, class Value>
 struct ExpertsMemory {
     int64_t hidden_stride, outputs_stride;
     Pairs pairs;
-    Operands<Weights> normed, hidden_operands;
+    Operands<Weights> normed, hidden_operands;  // normed: of each row, or for AMX of each pair as they are grouped
     float *normed_rows, *gates, *hidden;
     Value* outputs;
 
     ExpertsMemory(Arena& arena, const Shape& shape, int32_t rows)
         : hidden_stride(rounded_up(shape.ffn_dim, HALF)), outputs_stride(rounded_up(shape.dim, COLUMNS)),
           pairs(arena, rows, std::max(1, shape.experts), shape.experts ? shape.experts_per_token : 1),
-          normed(arena, rows, shape.dim), hidden_operands(arena, pairs.count(), shape.ffn_dim),
+          normed(arena, BY_TILES<Weights> ? pairs.count() : rows, shape.dim), hidden_operands(arena, pairs.count(), shape.ffn_dim),
           normed_rows(arena.take<float>(int64_t(rows) * shape.dim)),
           gates(arena.take<float>(int64_t(rows) * pairs.experts)),
           hidden(Operands<Weights>::BY_PARTS ? nullptr : arena.take<float>(pairs.count() * hidden_stride)),
@@ -144,7 +144,7 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
             float* normed = memory.normed_rows + int64_t(row) * dim;
             float* gates = memory.gates + int64_t(row) * pairs.experts;
             norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
-            memory.normed.prepare(row, normed);
+            if constexpr (!BY_TILES<Weights>) memory.normed.prepare(row, normed);
             if (layer.gate)
                 gate_row<Value>(gates, layer.gate, pairs.experts, normed, dim);
             else
@@ -152,7 +152,11 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
             pairs.choose(row, gates);
         },
         [&] { pairs.group(); });
-    product_by_expert(team, layer.gate_up, pairs, memory.normed, pairs.row,
+    if constexpr (BY_TILES<Weights>)
+        team.share(pairs.count(), [&](int number) {
+            memory.normed.prepare(number, memory.normed_rows + int64_t(pairs.row[number]) * dim);
+        });
+    product_by_expert(team, layer.gate_up, pairs, memory.normed, BY_TILES<Weights> ? nullptr : pairs.row,
                       [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
                           for (int vector = 0; vector < VECTORS / 2; ++vector) {
                               const Floats gate = rounded_as<Value>(values[vector]);

@@ -3,14 +3,26 @@
 
 #include <algorithm>
 
+#include "amx.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
 namespace tramontane {
 
-/// Rows of one unit of work at most: a multiple of ROWS, as `Rows::unit` rounds up to one. Their sums, UNIT_ROWS x
+/// Whether products are made by AMX, which takes rows that are neighbours, PASS_ROWS of them at a time.
+#if defined(__AMX_BF16__)
+template <class Weights>
+constexpr bool BY_TILES = std::is_same_v<Weights, BFloat16>;
+constexpr int PASS_ROWS = 2 * TILE_ROWS;
+#else
+template <class Weights>
+constexpr bool BY_TILES = false;
+constexpr int PASS_ROWS = ROWS;
+#endif
+
+/// Rows of one unit of work at most: a multiple of PASS_ROWS, as `Rows::unit` rounds up to one. Their sums, UNIT_ROWS x
 /// COLUMNS, stay in the second cache.
-constexpr int UNIT_ROWS = 192 / ROWS * ROWS;
+constexpr int UNIT_ROWS = 192 / PASS_ROWS * PASS_ROWS;
 
 /// Words that a single tile fetches ahead of what it computes: what memory delivers in its time to answer.
 constexpr int AHEAD = 48;
@@ -32,7 +44,8 @@ struct Operands {
 
     Operands(Arena& arena, int64_t rows, int64_t inputs)
         : inputs(inputs), stride(rounded_up(inputs, COLUMNS)) {
-        values = arena.take<typename Weights::Operand>(rows * stride);
+        // AMX reads whole passes, beyond the last row too.
+        values = arena.take<typename Weights::Operand>((rows + (BY_TILES<Weights> ? PASS_ROWS : 0)) * stride);
         scales = arena.take<float>(rows);
     }
 
@@ -48,7 +61,7 @@ struct Operands {
     }
 };
 
-/// Some rows among operands: those of `numbers`, or from `first` on.
+/// Some rows among operands: those of `numbers`, or from `first` on; for AMX without numbers.
 struct Rows {
     const int32_t* numbers;
     int32_t first, count;
@@ -56,7 +69,7 @@ struct Rows {
     int32_t operator[](int index) const { return numbers ? numbers[first + index] : first + index; }
     int units() const { return (count + UNIT_ROWS - 1) / UNIT_ROWS; }
     Rows unit(int index) const {
-        const int size = int(rounded_up((count + units() - 1) / units(), ROWS)), begin = index * size;
+        const int size = int(rounded_up((count + units() - 1) / units(), PASS_ROWS)), begin = index * size;
         return {numbers, first + begin, std::min(size, count - begin)};
     }
 };
@@ -131,7 +144,10 @@ void panel_product(const Matrix& matrix, int number, const Operands<Weights>& op
     std::memset(sums, 0, rows.count * sizeof sums[0]);
     const Panel<Weights> panel(matrix, number);
     const int64_t words = words_of<Weights>(matrix.inputs);
-    if (rows.count <= WHOLE_ROWS) {
+    if constexpr (BY_TILES<Weights>) {
+        add_panel_by_tiles(sums, panel.words, words, {operands.values + rows.first * operands.stride, operands.stride},
+                           rows.count, next);
+    } else if (rows.count <= WHOLE_ROWS) {
         with_constant<WHOLE_ROWS>(rows.count, [&](auto tile_rows) {
             stream_panel<Weights, decltype(tile_rows)::value>(sums, panel.words, words, operands, rows, next);
         });
