@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bench import limits, pipeline_tax, report, workloads
 from bench.contestants import Failed, Job, Turn, known_contestants, run_program
+from bench.kernel_bench import Part, decode_steps
 from bench.limits import Ceilings, Cost, decode_cost, experts_touched, floor, keys_seen, parameters, prefill_cost
 from bench.llama_file import stand_in_tokenizer
 from bench.pipeline_tax import Replay, best_split
@@ -228,3 +229,20 @@ def test_a_quick_run_in_process(tmp_path):
     assert all(figure["median"] > 0 for figure in line["figures"])
     assert line["experts_touched"]["B"] == 2
     assert 2 < line["experts_touched"]["A"] <= 8
+
+
+def test_a_decode_step_beside_what_its_parts_need():
+    """Two layers: attention reads for 2 ms and computes for 1, experts read for 1 and compute for 3, the head reads."""
+    machine = Ceilings(read_gb_s=1, float32_gflop_s=1, bfloat16_gflop_s=0.5)
+    parts = [
+        Part("attention decode", "8 x 1 at 512", 3e-3, Cost(2e6, 1e6)),
+        Part("experts", "8 rows", 5e-3, Cost(1e6, 3e6)),
+        Part("head", "8 rows", 1e-3, Cost(1e6, 0)),
+        Part("experts", "32 rows", 5e-3, Cost(1e6, 3e6)),
+    ]
+    (step,) = decode_steps(parts, layers=2)
+    assert step.seconds == pytest.approx(17e-3)
+    assert step.limit_s(machine, "bfloat16") == pytest.approx(11e-3)
+    assert step.serial_s(machine, "bfloat16") == pytest.approx(15e-3)
+    (line,) = report.step_lines([step], machine, "bfloat16")
+    assert "17.00 ms; part by part, 1.55 times the longer of reading and arithmetic (11.00) and 1.13 times both" in line

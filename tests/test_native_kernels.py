@@ -3,20 +3,20 @@
 import shutil
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 from driving import Drive, load_stages, make_layout
-from kernel_sets import choices, native, needs_native
+from kernel_sets import FACTS, choices, native, needs_native
 from models import random_tensors, save_tensors
 from test_kernels import attention, microbatch, random_layer
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.kernel_choice import KernelChoice, Variants, numbers_of
 from tramontane.stages.kernels import choose_kernels, one_by_one
-from tramontane.stages.kernels.native import NativeKernels, build
+from tramontane.stages.kernels.native import NativeKernels, _frequency, build
 from tramontane.stages.kernels.reference import ReferenceKernels
 from tramontane.stages.weights import TORCH_DTYPES
 
@@ -226,6 +226,29 @@ def test_no_bit_depends_on_cut_or_company_in_other_variants(numbers, variants, f
     assert torch.equal(model.drive(chunk=7, block=5).whole(PROMPT), model.alone_in(5))
     assert torch.equal(model.drive(chunk=64).packed([PROMPT[:40], PROMPT], sizes=(3, 33))[1], model.alone)
     assert torch.equal(model.drive(split=[1, 3]).whole(PROMPT), model.alone)
+
+
+def of_variant(folder, dtype, name):
+    """The logits of the prompt by one variant."""
+    chosen = KernelChoice(kernels="native", variants=Variants.alike(name))
+    return Model(folder, dtype, None, kernels=chosen).alone
+
+
+def test_what_the_numerics_id_tells_apart_rounds_otherwise(folder):
+    """And what it does not tell apart computes the same bits: instructions for bfloat16 change nothing in float32."""
+    names = FACTS.variants("bfloat16")
+    found = [of_variant(folder, "bfloat16", name) for name in names]
+    assert all(not torch.equal(one, other) for one, other in combinations(found, 2))
+    by_word = {name: of_variant(folder, "float32", name) for name in names}
+    for name in set(names) - {"avx2"}:
+        assert torch.equal(by_word[name], by_word["avx512"]), name
+    assert not torch.equal(by_word["avx2"], by_word[names[0]]) or names == ("avx2",)
+
+
+def test_frequencies_are_those_of_torch_without_its_code():
+    config = replace(EXAMPLE, head_dim=128, rope_theta=1e6)
+    exponent = torch.arange(0, 128, 2, dtype=torch.float32) / 128
+    torch.testing.assert_close(torch.from_numpy(_frequency(config)), 1 / 1e6**exponent, rtol=2.4e-7, atol=0)
 
 
 @pytest.mark.skipif(len(choices("float32")) < 2, reason="one variant only runs here")

@@ -213,6 +213,8 @@ def kernels(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     ceilings = before.mean(measure_ceilings(options.threads, int8=options.number == "int8"))
     print(f"kernels: {name}; {report.ceilings_line(ceilings)}")
     show(report.kernel_table(parts, ceilings, options.number))
+    steps = kernel_bench.decode_steps(parts, ModelConfig.load(model).layers)
+    show(report.step_lines(steps, ceilings, options.number))
     listed = [vars(part) | {"cost": vars(part.cost)} for part in parts]
     return {"numerics": name, "kernels": listed, "kernel_ceilings": vars(ceilings)}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from driving import Drive, greedy_rows, make_layout
 
 from bench.children import in_child
 from bench.inprocess import load_stage
-from bench.limits import WEIGHT_BYTES, Cost, attention_cost, experts_touched, keys_seen, weights
+from bench.limits import WEIGHT_BYTES, Ceilings, Cost, attention_cost, experts_touched, keys_seen, weights
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.microbatch import Microbatch, SampledRows
 from tramontane.stages.stage import Stage
@@ -50,9 +50,46 @@ class Shapes:
 
 
 FULL = Shapes(
-    rows=(1, 8, 32, 512), decode=((1, 256), (1, 4095), (32, 512)), prefill=((512, 0), (512, 3584)), budget_s=1.0
+    rows=(1, 8, 32, 512),
+    decode=((1, 256), (1, 4095), (8, 512), (32, 512)),
+    prefill=((512, 0), (512, 3584)),
+    budget_s=1.0,
 )
 QUICK = Shapes(rows=(1, 8), decode=((1, 63), (8, 63)), prefill=((64, 0), (64, 448)), budget_s=0.1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decode step of so many rows, made of its parts."""
+
+    rows: int
+    parts: tuple[tuple[int, Part], ...]
+    """And how often each comes."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(count * part.seconds for count, part in self.parts)
+
+    def limit_s(self, ceilings: Ceilings, number: str) -> float:
+        """Each part as long as the longer of its reading and its arithmetic."""
+        return sum(count * part.cost.seconds(ceilings, number) for count, part in self.parts)
+
+    def serial_s(self, ceilings: Ceilings, number: str) -> float:
+        """Each part reads, then computes."""
+        return sum(count * part.cost.serial_s(ceilings, number) for count, part in self.parts)
+
+
+def decode_steps(parts: Sequence[Part], layers: int) -> Iterator[Step]:
+    """Those steps of which every part was measured."""
+    by_name = {(part.name, part.shape.split(" at")[0]): part for part in parts}
+    for rows in (1, 8, 32):
+        wanted = (
+            ("attention decode", f"{rows} x 1", layers),
+            ("experts", _rows(rows), layers),
+            ("head", _rows(rows), 1),
+        )
+        if all((name, shape) in by_name for name, shape, _ in wanted):
+            yield Step(rows, tuple((count, by_name[name, shape]) for name, shape, count in wanted))
 
 
 @dataclass(frozen=True)

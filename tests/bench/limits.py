@@ -74,6 +74,10 @@ class Cost:
         """At least: the longer of reading and computing."""
         return max(self.bytes / (ceilings.read_gb_s * 1e9), self.operations / (ceilings.gflop_s(dtype) * 1e9))
 
+    def serial_s(self, ceilings: Ceilings, dtype: str) -> float:
+        """Reading first and computing then: what it takes where nothing overlaps."""
+        return self.bytes / (ceilings.read_gb_s * 1e9) + self.operations / (ceilings.gflop_s(dtype) * 1e9)
+
     def bound(self, ceilings: Ceilings, dtype: str) -> str:
         """Which of the two it is."""
         reading = self.bytes / ceilings.read_gb_s >= self.operations / ceilings.gflop_s(dtype)

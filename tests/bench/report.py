@@ -8,12 +8,12 @@ import os
 import platform
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bench.growth import Point
-from bench.kernel_bench import Part
+from bench.kernel_bench import Part, Step
 from bench.limits import Ceilings
 from bench.results import Pipeline, Results, Round
 from bench.workloads import Workload
@@ -145,13 +145,25 @@ def memory_lines(results: Results, titles: Mapping[str, str], pool_bytes: int, w
 
 
 def kernel_table(parts: Sequence[Part], ceilings: Ceilings, number: str) -> Iterator[str]:
-    """Each part beside both ceilings; its share is of the one that bounds it."""
-    yield f"{'part':22} {'shape':>15} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>9}  bound"
+    """Each part beside both ceilings. Its limit is the longer of reading and arithmetic, both is their sum."""
+    yield f"{'part':22} {'shape':>15} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>9} {'of both':>8}  bound"
     for part in parts:
         rates = f"{part.cost.bytes / part.seconds / 1e9:7.1f} {part.cost.operations / part.seconds / 1e9:8.1f}"
         share = part.cost.seconds(ceilings, number) / part.seconds
+        both = part.cost.serial_s(ceilings, number) / part.seconds
         bound = part.cost.bound(ceilings, number)
-        yield f"{part.name:22} {part.shape:>15} {part.seconds * 1e3:9.3f} {rates} {share:9.0%}  {bound}"
+        yield f"{part.name:22} {part.shape:>15} {part.seconds * 1e3:9.3f} {rates} {share:9.0%} {both:8.0%}  {bound}"
+
+
+def step_lines(steps: Iterable[Step], ceilings: Ceilings, number: str) -> Iterator[str]:
+    """Whole decode steps, beside the sums of what their parts need at least."""
+    for step in steps:
+        limit_s, serial_s = step.limit_s(ceilings, number), step.serial_s(ceilings, number)
+        line = (
+            f"decode step of {step.rows}: {step.seconds * 1e3:.2f} ms; part by part, {step.seconds / limit_s:.2f} times"
+        )
+        line += f" the longer of reading and arithmetic ({limit_s * 1e3:.2f})"
+        yield f"{line} and {step.seconds / serial_s:.2f} times both"
 
 
 def growth_table(name: str, points: Sequence[Point]) -> Iterator[str]:
