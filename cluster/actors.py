@@ -31,8 +31,9 @@ from tramontane.cluster.stats import (
     process_facts,
 )
 from tramontane.stages.cores import keep_to, share_of_cores
-from tramontane.stages.kernel_choice import KernelChoice, NodeFacts, numbers_of
+from tramontane.stages.kernel_choice import NodeFacts
 from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.variants import KernelChoice, numbers_of
 
 STATS_TIMEOUT_S = 10.0
 GRACE_S = 2.0

@@ -12,17 +12,8 @@ from tramontane.cluster.parts import Platform, StageControl
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import (
-    Decision,
-    KernelChoice,
-    NodeFacts,
-    Speeds,
-    decide,
-    numbers_of,
-    probed_speeds,
-    set_of,
-    table_speeds,
-)
+from tramontane.stages.kernel_choice import Decision, NodeFacts, Speeds, decide, probed_speeds, table_speeds
+from tramontane.stages.variants import KernelChoice, numbers_of, set_of
 
 log = logging.getLogger(__name__)
 

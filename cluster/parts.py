@@ -14,7 +14,8 @@ from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
 from tramontane.cluster.worker import LoadedStage
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import KernelChoice, NodeFacts
+from tramontane.stages.kernel_choice import NodeFacts
+from tramontane.stages.variants import KernelChoice
 
 
 class StageControl(Protocol):

@@ -16,9 +16,9 @@ from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.folder import SmallFiles
-from tramontane.stages.kernel_choice import DEVICES, check_wish, set_of
 from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as, split_layers
+from tramontane.stages.variants import DEVICES, check_wish, set_of
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
 LARGEST_DEFAULT_CHUNK = 512

@@ -13,8 +13,8 @@ import msgpack
 
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.scheduler_options import SchedulerOptions
-from tramontane.stages.kernel_choice import KernelChoice, Variants
 from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.variants import KernelChoice, Variants
 
 NAMESPACE = "tramontane"
 """Ray's namespace for every actor and placement group of the service."""

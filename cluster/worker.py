@@ -20,8 +20,8 @@ from tramontane.cluster.site import Site
 from tramontane.cluster.stage_run import StageRun, Steps
 from tramontane.cluster.stats import StageCounters
 from tramontane.stages.counters import StageStats
-from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.variants import KernelChoice
 
 log = logging.getLogger(__name__)
 

@@ -5,30 +5,27 @@
     speeds                      of the variants, by CPU: `cpu_speeds.json`, else a probe of the CPU where `serve` runs
       -> the kernels of each stage, and what the operator should know; or a refusal
 
-A *variant* is a build of the native kernels for CPUs with some instructions; another variant rounds otherwise. So the
-variant may differ by matrix and by what numbers are held, which are the same for every row, but never by the number of
-rows, a chunk or a phase: a row that is computed again must be the same row.
+The variant may differ by matrix and by what numbers are held, which are the same for every row, but never by the number
+of rows, a chunk or a phase: a row that is computed again must be the same row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
 from tramontane.stages.cpu import Cpu
-
-DEVICES = {"native": ("cpu",), "cpu": ("cpu",), "cuda": ("cuda",), "reference": ("cpu", "cuda")}
-"""The kernel sets, and where each runs. Only native ones have variants."""
-
-MATRICES = ("attention", "experts", "head")
-"""The parts of a model that may have variants of their own: the halves of a block, and the head with the sampler."""
+from tramontane.stages.variants import MATRICES, VARIANTS, KernelChoice, Variants, set_of
 
 Speeds: TypeAlias = Mapping[str, Mapping[str, float]]
 """Of each variant on one CPU, by matrix: how many times as fast as the slowest."""
+
+SpeedsOf: TypeAlias = Callable[[Cpu], Speeds | None]
+"""What is known of a CPU, if anything."""
 
 PROBE_MARGIN = 1.2
 """A probe is short and neighbours are loud: so much faster must a variant be than the first by order, in all it did."""
@@ -38,115 +35,7 @@ MIX_MARGIN = 1.1
 TABLE = Path(__file__).with_name("cpu_speeds.json")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One build of the native kernels."""
-
-    name: str
-    instructions: tuple[str, ...]
-    """As compilers name them."""
-    numbers: frozenset[str]
-    """Where it computes other bits than the variants after it; see `numbers_of`."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The instructions as /proc/cpuinfo names them."""
-        return frozenset(_FLAGS.get(each, each) for each in self.instructions)
-
-
-_FLAGS = {
-    "avx512vnni": "avx512_vnni",
-    "avx512bf16": "avx512_bf16",
-    "amx-tile": "amx_tile",
-    "amx-bf16": "amx_bf16",
-}
-_AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
-_ALL = frozenset({"float32", "bfloat16", "float32-int8", "bfloat16-int8"})
-
-VARIANTS = (
-    Variant("amx", (*_AVX512, "avx512bf16", "amx-tile", "amx-bf16"), frozenset({"bfloat16"})),
-    Variant("avx512bf16", (*_AVX512, "avx512bf16"), frozenset({"bfloat16", "bfloat16-int8"})),
-    Variant("avx512", _AVX512, _ALL),
-    Variant("avx2", ("avx2", "fma"), _ALL),
-)
-"""By how much they can do: the order for CPUs of which nobody knows more. Instructions are named one by one, so that a
-variant's rounding is the same on all CPUs that run it."""
-
-
-def numbers_of(dtype: str, quantize: str | None) -> str:
-    """What numbers a model's rows and weights hold, in one word.
-
-    >>> numbers_of("bfloat16", None), numbers_of("bfloat16", "int8")
-    ('bfloat16', 'bfloat16-int8')
-    """
-    return f"{dtype}-{quantize}" if quantize else dtype
-
-
-def set_of(wish: str | None) -> str:
-    """The kernel set that CPUs take for a wish, which may be a set, a variant or none."""
-    return str(wish) if wish in DEVICES else "native"
-
-
-def check_wish(wish: str | None, *, device: str, quantize: str | None) -> None:
-    """Refuse what no machine can do.
-
-    Raises:
-        ValueError: there is no such set or variant, it does not run on the device, or does not quantise.
-    """
-    names = (*DEVICES, *(each.name for each in VARIANTS))
-    kind = device.partition(":")[0]
-    if wish is not None and wish not in names:
-        raise ValueError(f"kernels is {wish!r}; supported: {', '.join(names)}")
-    if wish is not None and kind not in DEVICES[set_of(wish)]:
-        raise ValueError(
-            f"kernels is {wish!r}, and device is {device!r}; these kernels run on {DEVICES[set_of(wish)][0]!r} only"
-        )
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize is {quantize!r}; supported: int8")
-    if quantize and (kind != "cpu" or set_of(wish) != "native"):
-        raise ValueError(f"quantize is {quantize!r}, and kernels is {wish or kind!r}; only 'native' quantizes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variants:
-    """The variant of each matrix."""
-
-    attention: str
-    experts: str
-    head: str
-
-    @classmethod
-    def alike(cls, name: str) -> Variants:
-        """The same for all."""
-        return cls(attention=name, experts=name, head=name)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Those that occur."""
-        return frozenset({self.attention, self.experts, self.head})
-
-    def __str__(self) -> str:
-        """One word where all are alike.
-
-        >>> print(Variants.alike("avx2"), Variants(attention="avx2", experts="avx512", head="avx512"))
-        avx2 attention.avx2-experts.avx512-head.avx512
-        """
-        if len(self.names) == 1:
-            return self.head
-        return f"attention.{self.attention}-experts.{self.experts}-head.{self.head}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelChoice:
-    """What one stage computes with."""
-
-    kernels: str
-    """One of DEVICES."""
-    variants: Variants | None = None
-    """Of native kernels."""
-
-    def __str__(self) -> str:
-        return self.kernels if self.variants is None else f"{self.kernels} {self.variants}"
+_TORCH = KernelChoice(kernels="cpu")
 
 
 @dataclass(frozen=True)
@@ -219,7 +108,7 @@ def decide(
     nodes: Sequence[NodeFacts],
     numbers: str,
     wish: str | None,
-    speeds_of: Callable[[Cpu], Speeds | None],
+    speeds_of: SpeedsOf,
     *,
     allow_mixed: bool = False,
 ) -> Decision:
@@ -233,71 +122,69 @@ def decide(
     """
     if set_of(wish) != "native":
         return Decision((KernelChoice(kernels=str(wish)),) * len(nodes), ())
-
-    def choose(nodes: Sequence[NodeFacts], candidates: Sequence[str]) -> Variants:
-        cpus = {node.cpu.model: node.cpu for node in nodes}
-        found = [speeds for cpu in cpus.values() if (speeds := speeds_of(cpu)) is not None]
-        measured = [speeds for speeds in found if all(_knows_any(speeds[each], candidates) for each in MATRICES)]
-        return choose_variants(candidates, measured)
-
-    able = [node.variants(numbers) for node in nodes]
-    if wish not in (None, "native"):
-        assert wish is not None
-        if numbers not in next(each for each in VARIANTS if each.name == wish).numbers:
-            fitting = ", ".join(each.name for each in VARIANTS if numbers in each.numbers)
-            raise ValueError(f"kernels is {wish!r}; numbers of {numbers} have {fitting}")
-        able = [tuple(name for name in names if name == wish) for names in able]
-    common = [each.name for each in VARIANTS if all(each.name in names for names in able)]
+    asked = [each.name for each in VARIANTS if numbers in each.numbers and wish in (None, "native", each.name)]
+    if not asked:
+        fitting = ", ".join(each.name for each in VARIANTS if numbers in each.numbers)
+        raise ValueError(f"kernels is {wish!r}; numbers of {numbers} have {fitting}")
+    common = [name for name in asked if all(name in node.variants(numbers) for node in nodes)]
     if common:
-        chosen = choose(nodes, common)
+        chosen = _best(nodes, common, speeds_of)
         choice = KernelChoice(kernels="native", variants=chosen)
-        return Decision((choice,) * len(nodes), tuple(_weaker(nodes, able, chosen, choose)))
+        return Decision((choice,) * len(nodes), _weaker(nodes, numbers, asked, chosen, speeds_of))
 
-    lacking = [node for node, names in zip(nodes, able, strict=True) if not names]
-    reasons = "; ".join(dict.fromkeys(_told(node, _reason(node, numbers, wish)) for node in lacking or nodes))
-    if len(lacking) == len(nodes):
+    lacking = [node for node in nodes if not set(asked) & set(node.variants(numbers))]
+    reasons = "; ".join(dict.fromkeys(_told(node, _reason(node, wish)) for node in lacking))
+    if len(lacking) == len(nodes) and not allow_mixed:
         if wish is not None or numbers.endswith("int8"):
             raise ValueError(f"the native kernels, which were asked for, are not there: {reasons}")
         remark = f"no native kernels, torch's packed products instead: {reasons}"
-        return Decision((KernelChoice(kernels="cpu"),) * len(nodes), (remark,))
-    if not allow_mixed or (lacking and numbers.endswith("int8")):
+        return Decision((_TORCH,) * len(nodes), (remark,))
+    if numbers.endswith("int8") and any(not node.variants(numbers) for node in nodes):
+        raise ValueError(f"8-bit weights need native kernels on the nodes of all stages: {reasons}")
+    if not allow_mixed:
         raise ValueError(
             f"no native kernels run on the nodes of all stages: {reasons}; mend that, or take --kernels cpu, or "
             f"--allow-mixed-numerics, with which stages round differently"
         )
-    mixed = tuple(
-        KernelChoice(kernels="native", variants=choose([node], names)) if names else KernelChoice(kernels="cpu")
-        for node, names in zip(nodes, able, strict=True)
+    return Decision(
+        tuple(_own(node, numbers, asked, speeds_of) for node in nodes), (f"stages round differently: {reasons}",)
     )
-    return Decision(mixed, (f"stages round differently: {reasons}",))
 
 
-def _knows_any(speeds: Mapping[str, float], candidates: Iterable[str]) -> bool:
-    return any(speeds.get(candidate, 0.0) > 0 for candidate in candidates)
+def _best(nodes: Sequence[NodeFacts], candidates: Sequence[str], speeds_of: SpeedsOf) -> Variants:
+    """The best of variants that run on all of the nodes."""
+    cpus = {node.cpu.model: node.cpu for node in nodes}
+    found = [speeds for cpu in cpus.values() if (speeds := speeds_of(cpu)) is not None]
+    known = [speeds for speeds in found if all(set(candidates) & speeds[each].keys() for each in MATRICES)]
+    return choose_variants(candidates, known)
+
+
+def _own(node: NodeFacts, numbers: str, asked: Sequence[str], speeds_of: SpeedsOf) -> KernelChoice:
+    """What a node computes with where each has its own: one that was asked for, else any, else torch's products."""
+    able = node.variants(numbers)
+    names = [name for name in able if name in asked] or able
+    return KernelChoice(kernels="native", variants=_best([node], names, speeds_of)) if names else _TORCH
 
 
 def _weaker(
-    nodes: Sequence[NodeFacts],
-    able: Sequence[Sequence[str]],
-    chosen: Variants,
-    choose: Callable[[Sequence[NodeFacts], Sequence[str]], Variants],
-) -> Iterable[str]:
+    nodes: Sequence[NodeFacts], numbers: str, asked: Sequence[str], chosen: Variants, speeds_of: SpeedsOf
+) -> tuple[str, ...]:
     """A line for each node that keeps others from what they would choose by themselves."""
-    wanted = {name for node, names in zip(nodes, able, strict=True) for name in choose([node], names).names}
-    told: dict[str, None] = {}
-    for node, names in zip(nodes, able, strict=True):
-        for name in sorted(wanted - set(names)):
-            told[_told(node, f"{node.reason_against(name)}, so that no stage uses {name}, but {chosen}")] = None
-    return told
+    owned = [_own(node, numbers, asked, speeds_of).variants for node in nodes]
+    wanted = {name for variants in owned if variants is not None for name in variants.names}
+    lines = [
+        _told(node, f"{node.reason_against(name)}, so that no stage uses {name}, but {chosen}")
+        for node in nodes
+        for name in sorted(wanted - set(node.variants(numbers)))
+    ]
+    return tuple(dict.fromkeys(lines))
 
 
-def _reason(node: NodeFacts, numbers: str, wish: str | None) -> str:
+def _reason(node: NodeFacts, wish: str | None) -> str:
     """Why a node runs none of the variants that are in question."""
     if wish not in (None, "native"):
         return node.reason_against(str(wish))
-    if node.obstacle:
-        return node.obstacle
-    return "the CPU has no AVX2 with FMA" if not node.variants(numbers) else "runs none of the others' variants"
+    return node.obstacle or "the CPU has no AVX2 with FMA"
 
 
 def _told(node: NodeFacts, reason: str) -> str:

@@ -23,12 +23,12 @@ from tramontane.stages.config import ModelConfig
 from tramontane.stages.counters import StageStats
 from tramontane.stages.identity import numerics_id
 from tramontane.stages.inbox import Inbox
-from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kernels import Block, Kernels, PackedEmbedding, PackedHead, PackedLayer, choose_kernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
 from tramontane.stages.microbatch import Int32Array, Microbatch, StepResult
 from tramontane.stages.result import asked_rows, choose
+from tramontane.stages.variants import KernelChoice
 from tramontane.stages.weights import TORCH_DTYPES, WeightReader
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker
-from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult
+from tramontane.stages.variants import KernelChoice
 
 LAYOUT = KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(10,))
 CONTEXT, MAX_TOKENS = 64, 512

@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 import torch
 
-from tramontane.stages.kernel_choice import Variants, choose_variants, table_speeds
+from tramontane.stages.kernel_choice import choose_variants, table_speeds
 from tramontane.stages.kernels import facts_here
 from tramontane.stages.kernels.native import NativeKernels
+from tramontane.stages.variants import Variants
 
 FACTS = facts_here("", "float32", None)
 

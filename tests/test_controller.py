@@ -20,8 +20,9 @@ from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCount
 from tramontane.cluster.worker import LoadedStage
 from tramontane.stages.cpu import Cpu
 from tramontane.stages.folder import SmallFiles
-from tramontane.stages.kernel_choice import VARIANTS, KernelChoice, NodeFacts, Variants
+from tramontane.stages.kernel_choice import NodeFacts
 from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.variants import VARIANTS, KernelChoice, Variants
 
 AVX512 = Cpu("Maker 1-2", "a CPU", frozenset().union(*(each.needs for each in VARIANTS if each.name == "avx512")))
 AVX2 = Cpu("Maker 1-1", "an older CPU", frozenset({"avx2", "fma"}))

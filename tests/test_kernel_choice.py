@@ -7,19 +7,8 @@ import pytest
 
 from tramontane.stages import cpu
 from tramontane.stages.cpu import Cpu, this_cpu
-from tramontane.stages.kernel_choice import (
-    DEVICES,
-    MATRICES,
-    TABLE,
-    VARIANTS,
-    NodeFacts,
-    Variants,
-    check_wish,
-    choose_variants,
-    decide,
-    probed_speeds,
-    table_speeds,
-)
+from tramontane.stages.kernel_choice import TABLE, NodeFacts, choose_variants, decide, probed_speeds, table_speeds
+from tramontane.stages.variants import DEVICES, MATRICES, VARIANTS, Variants, check_wish
 
 
 def cpu_of(variant, model="Maker 1-1"):
@@ -110,7 +99,7 @@ def test_a_node_that_runs_none_is_named_and_the_start_refused(wish):
     native = "native avx512" if wish == "avx512" else "native avx512bf16"
     assert kernels == [native, "cpu", native]
     assert remarks == ["stages round differently: b: there is no C++ compiler (g++)"]
-    with pytest.raises(ValueError, match="b: there is no"):
+    with pytest.raises(ValueError, match=r"8-bit weights need native kernels .*: b: there is no"):
         chosen(nodes, numbers="bfloat16-int8", allow_mixed=True)
 
 
@@ -119,6 +108,7 @@ def test_a_variant_by_name_must_run_everywhere():
     assert chosen(nodes, wish="avx2") == (["native avx2"] * 2, [])
     with pytest.raises(ValueError, match=r"b: its CPU \(CPU Maker 1-1\) has no avx512_vnni, avx512bw"):
         chosen(nodes, wish="avx512")
+    assert chosen(nodes, wish="avx512", allow_mixed=True)[0] == ["native avx512", "native avx2"]
     with pytest.raises(ValueError, match="kernels is 'amx'; numbers of float32 have avx512, avx2"):
         chosen(nodes, numbers="float32", wish="amx")
 

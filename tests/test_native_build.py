@@ -11,11 +11,11 @@ from models import random_tensors, save_tensors
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import VARIANTS, KernelChoice, Variants
 from tramontane.stages.kernels import choose_kernels
 from tramontane.stages.kernels.native import build
 from tramontane.stages.kernels.native.build import NativeUnavailable
 from tramontane.stages.stage import Stage
+from tramontane.stages.variants import VARIANTS, KernelChoice, Variants
 
 NAME = FACTS.variants("float32")[0] if FACTS.variants("float32") else "avx2"
 OLD_CPU = Cpu("Maker 1-1", "an old CPU", frozenset({"avx2", "sse4_2"}))

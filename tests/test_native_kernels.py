@@ -14,10 +14,10 @@ from models import random_tensors, save_tensors
 from test_kernels import attention, microbatch, random_layer
 
 from tramontane.stages.config import EXAMPLE
-from tramontane.stages.kernel_choice import KernelChoice, Variants, numbers_of
 from tramontane.stages.kernels import choose_kernels, one_by_one
 from tramontane.stages.kernels.native import NativeKernels, _frequency, build
 from tramontane.stages.kernels.reference import ReferenceKernels
+from tramontane.stages.variants import KernelChoice, Variants, numbers_of
 from tramontane.stages.weights import TORCH_DTYPES
 
 pytestmark = needs_native

@@ -29,8 +29,8 @@ from tramontane.cluster.doors import Address
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.messages import Cancel
 from tramontane.cluster.worker import StageWorker
-from tramontane.stages.kernel_choice import KernelChoice
 from tramontane.stages.microbatch import Microbatch
+from tramontane.stages.variants import KernelChoice
 
 
 @both_doors

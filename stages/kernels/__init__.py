@@ -20,18 +20,10 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import (
-    KernelChoice,
-    NodeFacts,
-    check_wish,
-    choose_variants,
-    decide,
-    numbers_of,
-    set_of,
-    table_speeds,
-)
+from tramontane.stages.kernel_choice import NodeFacts, choose_variants, decide, table_speeds
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
+from tramontane.stages.variants import KernelChoice, check_wish, numbers_of, set_of
 from tramontane.stages.weights import LayerWeights
 
 PackedEmbedding: TypeAlias = Any

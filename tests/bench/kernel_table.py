@@ -17,8 +17,9 @@ import json
 import torch
 
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import TABLE, NodeFacts, numbers_of
+from tramontane.stages.kernel_choice import TABLE, NodeFacts
 from tramontane.stages.kernels.native.speeds import measure
+from tramontane.stages.variants import numbers_of
 
 NUMBERS = (("float32", None), ("bfloat16", None), ("bfloat16", "int8"))
 

@@ -18,7 +18,7 @@ of threads or stages. So a row that is computed again is the same row.
 A step calls no torch operator that works on several threads: after it they would spin on the cores that ours need.
 
 A variant is a build of all this for some instructions. Each matrix, attention, experts and head, may have another one
-(`kernel_choice.py`): nothing but rows passes between them.
+(`stages/variants.py`): nothing but rows passes between them.
 
 Rows between the calls are float32 that hold values of the model's dtype. With bfloat16 the inputs of each product are
 rounded to bfloat16, and so are rows, keys and values. With int8 a matrix has one scale an output, and each row that
@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.kernel_choice import Variants, numbers_of
 from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.native import build, interface, sampling
 from tramontane.stages.kernels.native.build import NativeUnavailable
@@ -51,6 +50,7 @@ from tramontane.stages.microbatch import (
     Microbatch,
     SampledRows,
 )
+from tramontane.stages.variants import Variants, numbers_of
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights, own_pages
 
 __all__ = ["NativeKernels", "NativeUnavailable"]

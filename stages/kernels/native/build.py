@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import VARIANTS, Variant
+from tramontane.stages.variants import VARIANTS, Variant
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,11 @@ from torch import Tensor
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import MATRICES, NodeFacts, Variants, numbers_of
+from tramontane.stages.kernel_choice import NodeFacts
 from tramontane.stages.kernels.native import NativeKernels, PackedHead, PackedLayer, build
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BlockTable, Microbatch, no_sampled_rows, no_scored_rows
+from tramontane.stages.variants import MATRICES, Variants, numbers_of
 from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
 
 MODEL = replace(
