@@ -16,7 +16,7 @@ OPTIONS = {
     | {"--hang-limit", "--max-queue-wait", "--max-running", "--max-step"}
     | {"--tls-cert", "--tls-key", "--client-ca", "--token-file", "--max-connection-age"}
     | {"--cpus-per-stage", "--threads", "--address", "--decode-groups", "--detach", "--log-level", "--json"}
-    | {"--link-silence"},
+    | {"--link-silence", "--kernels", "--allow-mixed-numerics"},
     "down": {"--address", "--json"},
 }
 

@@ -141,6 +141,12 @@ def test_the_environment_names_a_set(monkeypatch):
         choose_kernels(EXAMPLE, dtype="float32", device="cpu")
 
 
+def test_what_was_chosen_for_all_stages_is_not_for_the_environment_to_change(monkeypatch):
+    monkeypatch.setenv("TRAMONTANE_KERNELS", "reference")
+    chosen = KernelChoice(kernels="cpu")
+    assert choose_kernels(EXAMPLE, dtype="float32", device="cpu", name=chosen).name.startswith("cpu-")
+
+
 def test_a_home_that_cannot_be_written_falls_back_to_a_private_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
