@@ -15,11 +15,13 @@ from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 
 from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
 from tramontane.cluster.fairness import Shares
+from tramontane.cluster.largest_field import largest_field
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.places import Places
 from tramontane.cluster.stats import REFUSAL_BOUNDS_S
 from tramontane.cluster.tokens import needs_token
 from tramontane.cluster.users import Users, host_of
+from tramontane.cluster.validation import name_of_call
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -82,7 +84,9 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             # A token makes a user only where it has been checked.
             user = self._users.of(context) if checked else host_of(context.peer())
             answer = await self._answer(method, handler, user, messages, context)
-            if isinstance(answer, CallError):  # No exception is being handled here, so none is kept with the abort's.
+            if isinstance(answer, CallError):
+                answer.request_id = answer.request_id or name_of_call(context.invocation_metadata())
+                # No exception is being handled here, so none is kept with the abort's.
                 if answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     self.refusal_counts[bisect_left(REFUSAL_BOUNDS_S, time.monotonic() - arrived_s)] += 1
                 status = answer.status()
@@ -114,18 +118,19 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             if handler.request_streaming:
                 return await self._converse(handler, user, messages, context)
             answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
-            return await answer(await self._receive(handler, user, context), context)
+            return await answer(await self._receive(method, handler, user, context), context)
         except CallError as error:
             return without_frames(error)
         except grpc.aio.AbortError:
             raise
         except Exception:
-            refusals.exception("%s failed", quoted(method))
+            name = name_of_call(context.invocation_metadata())
+            refusals.exception("%s failed%s", quoted(method), f", request {quoted(name)}" if name else "")
             return CallError(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
         finally:
             self._calls.give_back(user)
 
-    async def _receive(self, handler: Any, user: str, context: Context) -> Any:
+    async def _receive(self, method: str, handler: Any, user: str, context: Context) -> Any:
         """The call's request."""
         await self._receiving.take(user)
         try:
@@ -139,7 +144,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             self._receiving.leave(user)
         if body is EOF:
             raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no request")
-        return self._parse(body, handler.request_deserializer)
+        return self._parse(method, body, handler.request_deserializer)
 
     async def _converse(self, handler: Any, user: str, requests: Any, context: Context) -> None:
         """A stream of requests, reflection's: one may be on its way at any time, so the place is kept to the end."""
@@ -155,10 +160,14 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         finally:
             self._receiving.leave(user)
 
-    def _parse(self, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+    def _parse(self, method: str, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
         if len(body) > self._limit:
+            field = largest_field(method, body)
+            said = f", most of them {field}" if field else ""
             raise CallError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"a request may be {self._limit} bytes; this one is {len(body)}"
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"a request may be {self._limit} bytes; this one is {len(body)}{said}",
+                field=field,
             )
         try:
             return deserialize(body)

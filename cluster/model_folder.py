@@ -53,6 +53,7 @@ class ModelFolder:
             version=version,
             row_invariant=row_invariant,
             tokenizer=Tokenizer.read(files, config),
+            quantization=spec.quantize or "",
         )
 
     @contextmanager

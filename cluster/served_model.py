@@ -25,6 +25,8 @@ class ServedModel:
     row_invariant: bool
     tokenizer: Tokenizer | None
     """None where the checkpoint has none: ids in, ids out."""
+    quantization: str = ""
+    """How weights are held where it is not in `dtype`."""
 
     @property
     def vocabulary(self) -> int:
@@ -38,8 +40,8 @@ class ServedModel:
             return self.config.eos_ids
         return (self.tokenizer.eos_id,)
 
-    def info(self, *, serving: bool) -> pb.ModelInfo:
-        """For the wire."""
+    def info(self, *, reason: str) -> pb.ModelInfo:
+        """For the wire; `reason` says why it is not serving, and is empty while it is."""
         return pb.ModelInfo(
             name=self.name,
             architecture=self.config.architecture,
@@ -51,5 +53,7 @@ class ServedModel:
             row_invariant=self.row_invariant,
             vocabulary_tokens=self.vocabulary,
             has_tokenizer=self.tokenizer is not None,
-            serving=serving,
+            serving=not reason,
+            quantization=self.quantization,
+            reason=reason,
         )
