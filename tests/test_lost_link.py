@@ -101,10 +101,10 @@ async def test_a_gateway_that_does_not_read_is_cut_off_and_linked_again_when_it_
         gateway_of(whole, folder) as (_, target, made),
         stub_of(target) as stub,
     ):
-        call = stub.GenerateStream(greedy(CONTEXT - len(PROMPT)))
-        await call.read()
         transport = made[0]._link._stream._connected
-        transport.pause_reading()
+        call = stub.GenerateStream(greedy(CONTEXT - len(PROMPT)))
+        await eventually(lambda: not whole.idle)
+        transport.pause_reading()  # before most of the tokens have come, however slow the call is
         await whole.until_idle()
         assert await health_of(target, "") == SERVING, "it cannot know yet"
         transport.resume_reading()
