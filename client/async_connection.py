@@ -40,6 +40,7 @@ class AsyncServer:
         self.serving = _serving_stub(self._channel)
         self.health = health_pb2_grpc.HealthStub(self._channel)
         self.closed = False
+        """The client is, or is being closed."""
 
     def channel(self, *, watch_health: bool) -> grpc.aio.Channel:
         """Another channel; it connects at its first call."""
@@ -50,7 +51,6 @@ class AsyncServer:
 
     async def close(self) -> None:
         """Cancel what is under way."""
-        self.closed = True
         await self._channel.close(None)
 
     async def ask(
@@ -183,9 +183,10 @@ class AsyncConnections:
 
     async def close(self) -> None:
         """Cancel what is under way and close all connections."""
-        await self.server.close()
+        self.server.closed = True
         for connection in self._all:
             await connection.close()
+        await self.server.close()  # last, since who watches a connection asks it
 
 
 def _serving_stub(channel: grpc.aio.Channel) -> serving_pb2_grpc.ServingStub:

@@ -54,6 +54,7 @@ class Server:
         self.serving = serving_stub(self._channel)
         self.health = health_pb2_grpc.HealthStub(self._channel)
         self.closed = False
+        """The client is, or is being closed."""
 
     def channel(self, *, watch_health: bool) -> grpc.Channel:
         """Another channel; it connects at its first call."""
@@ -64,7 +65,6 @@ class Server:
 
     def close(self) -> None:
         """Cancel what is under way."""
-        self.closed = True
         self._channel.close()
 
     def ask(
@@ -206,9 +206,10 @@ class Connections:
 
     def close(self) -> None:
         """Cancel what is under way and close all connections."""
-        self.server.close()
+        self.server.closed = True
         for connection in self._all:
             connection.close()
+        self.server.close()  # last, since who watches a connection asks it
 
 
 def serving_stub(channel: grpc.Channel) -> serving_pb2_grpc.ServingStub:
