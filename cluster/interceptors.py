@@ -15,9 +15,9 @@ from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 
 from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
 from tramontane.cluster.fairness import Shares
-from tramontane.cluster.largest_field import largest_field
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.places import Places
+from tramontane.cluster.request_size import SizeError, check_size, request_limit_bytes
 from tramontane.cluster.stats import REFUSAL_BOUNDS_S
 from tramontane.cluster.tokens import needs_token
 from tramontane.cluster.users import Users, host_of
@@ -52,11 +52,12 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
     - An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
-    def __init__(self, request_limit_bytes: int, users: Users) -> None:
-        self._limit = request_limit_bytes
+    def __init__(self, context: int, users: Users) -> None:
+        self._context = context
         self._users = users
         self._calls = Shares(OPEN_CALLS)
-        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // receive_limit_bytes(request_limit_bytes)))
+        largest = receive_limit_bytes(request_limit_bytes(context))
+        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // largest))
         self.refusal_counts = [0] * len(REFUSAL_BOUNDS_S)
         """Calls that ended with RESOURCE_EXHAUSTED, by the time that it took; see `GatewayCounters`."""
         self.refused = 0
@@ -161,14 +162,10 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             self._receiving.leave(user)
 
     def _parse(self, method: str, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
-        if len(body) > self._limit:
-            field = largest_field(method, body)
-            said = f", most of them {field}" if field else ""
-            raise CallError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"a request may be {self._limit} bytes; this one is {len(body)}{said}",
-                field=field,
-            )
+        try:
+            check_size(method, body, self._context)
+        except SizeError as error:
+            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), field=error.field) from None
         try:
             return deserialize(body)
         except DecodeError:
