@@ -18,6 +18,8 @@ class ServedModel:
     config: ModelConfig
     context: int
     """Prompt and completion together, in tokens; at most the checkpoint's."""
+    context_lowered: str = ""
+    """Why it is less than the checkpoint's, where nobody asked so."""
     dtype: str
     stages: int
     version: str
@@ -52,4 +54,6 @@ class ServedModel:
             vocabulary_tokens=self.vocabulary,
             has_tokenizer=self.tokenizer is not None,
             serving=serving,
+            checkpoint_context_tokens=self.config.context,
+            context_lowered=self.context_lowered,
         )

@@ -75,7 +75,10 @@ def test_models(run):
     lines = run("models").stdout.splitlines()
     assert lines[0].split() == ["NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "STAGES", "VERSION"]
     assert lines[1].split() == ["counting", "yes", "4096", "128", "float32", "2", "counting-1"]
-    assert [info["name"] for info in json.loads(run("models", "--json").stdout)] == ["counting", "full"]
+    assert lines[2].split()[:5] == ["full", "no", "64", "of", "128"]
+    infos = json.loads(run("models", "--json").stdout)
+    assert [info["name"] for info in infos] == ["counting", "full"]
+    assert [info["context_lowered"] for info in infos] == ["", "128 do not fit"]
 
 
 def test_health_is_0_only_when_serving(server, run):
