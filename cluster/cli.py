@@ -50,7 +50,10 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.argument("model_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--stages", type=click.IntRange(1), default=1, show_default=True, help="Stages of the pipeline.")
 @click.option("--split", type=LayerCounts(), help="Layers of each stage, instead of a split by cost.")
-@click.option("--name", help="The model's name towards users. Default: the folder's.")
+@click.option(
+    "--name",
+    help="The model's name towards users. Default: the folder's, or ORG/NAME of a snapshot in the hub's cache.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0 takes a free one.")
 @click.option("--tls-cert", type=FILE, help="Certificate chain (PEM). Files are read on the gateway's node.")
@@ -71,7 +74,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--quantize", type=click.Choice(["int8"]), help="Hold weights in 8 bits, on CPUs with native kernels. Default: no."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
+@click.option(
+    "--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context, or what fits."
+)
 @click.option("--kv-length", type=click.IntRange(1), help="Tokens of a typical sequence, to share KV among windows.")
 @click.option(
     "--chunk", type=click.IntRange(1), help="Tokens of a prefill chunk. Default: smallest window, at most 512."
@@ -84,7 +89,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     help="Rows of one microbatch.",
 )
 @click.option(
-    "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
+    "--max-context",
+    type=click.IntRange(2),
+    help="Prompt and completion together. Default: the checkpoint's, or what fits.",
 )
 @click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Requests that may wait.")
 @click.option(

@@ -47,7 +47,7 @@ def follow(
                 target = host_port(spec.entrance.host, status.port)
                 events.tell("listening", f"listening on {target}, not serving yet", target=target)
                 listening = True
-            event, line, facts = _news(status, spec)
+            event, line, facts = news(status, spec)
             if line and line != said:
                 events.tell(event, line, **facts)
                 said = line
@@ -60,7 +60,7 @@ def follow(
     return False
 
 
-def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | float]]:
+def news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | float]]:
     """An event's name, message and facts; the message is empty where there is nothing to say."""
     match status.phase:
         case ServicePhase.WAITING:
@@ -70,7 +70,13 @@ def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | 
             return "loading", f"loading, {percent} %", {"percent": percent}
         case ServicePhase.READY:
             target = host_port(spec.entrance.host, status.port)
-            return "ready", f"ready: {spec.name} on {target}", {"target": target, "version": status.version}
+            lowered = f" (context lowered to {spec.context:,} tokens, which fit)" if spec.context_lowered else ""
+            facts: dict[str, str | float] = {
+                "target": target,
+                "version": status.version,
+                "context_tokens": spec.context,
+            }
+            return "ready", f"ready: {spec.name} on {target}{lowered}", facts
         case ServicePhase.DEGRADED:
             return "degraded", f"degraded: {status.detail}", {}
         case ServicePhase.BROKEN:

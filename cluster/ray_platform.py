@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id
+from tramontane.cluster.node_facts import NodeFacts
 from tramontane.cluster.part_process import open_log
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
 from tramontane.cluster.ray_watch import Servers
@@ -135,9 +136,19 @@ def create_controller(spec: ServiceSpec) -> Any:
     return cast(Any, Controller).options(**options).remote()
 
 
-def resources_of_nodes() -> list[dict[str, float]]:
-    """What each living node of the cluster offers in all, by Ray's names."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def facts_of_nodes() -> list[NodeFacts]:
+    """What each living node of the cluster offers in all, by Ray's word, which for memory is from the node's start."""
+
+    def facts(node: Mapping[str, Any]) -> NodeFacts:
+        offered = node["Resources"]
+        return NodeFacts(
+            name=f"node {node['NodeManagerAddress']}",
+            cpus=offered.get("CPU", 0.0),
+            gpus=offered.get("GPU", 0.0),
+            free_memory=int(offered["memory"]) if "memory" in offered else None,
+        )
+
+    return [facts(node) for node in ray.nodes() if node["Alive"]]
 
 
 def ask_gcs() -> None:

@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from tramontane.cluster.spec import NAMESPACE
@@ -16,6 +17,10 @@ OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
 LOOPBACK = "127.0.0.1"
 REACH_TIMEOUT_S = 5.0
+LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path."""
+SOCKET_OF_RAY = "/ray/session_2026-11-28_17-30-00_000000_4194304/sockets/plasma_store"
+"""The longest of those that Ray puts below the temporary folder."""
 
 
 def start_ray(address: str | None) -> None:
@@ -44,6 +49,23 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address or "local", **quiet)
     except ConnectionError as error:
         raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+
+
+def check_temporary_folder(environment: Mapping[str, str]) -> None:
+    """Sockets of a Ray of our own have to fit below the temporary folder.
+
+    Raises:
+        ValueError: its path is too long; names the variable that says so.
+    """
+    # As Ray looks for it.
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in environment else "TMPDIR"
+    folder = environment.get(variable, "/tmp")  # noqa: S108
+    size, most = len(os.fsencode(folder)), LONGEST_SOCKET - len(SOCKET_OF_RAY)
+    if size > most:
+        raise ValueError(
+            f"{variable} is {folder}, which has {size} bytes; {most} are the limit where Ray's sockets lie below it: "
+            "set RAY_TMPDIR, or TMPDIR, to a shorter one"
+        )
 
 
 def leave(status: int) -> NoReturn:

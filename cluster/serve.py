@@ -9,17 +9,19 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from tramontane.cluster.events import Events
 from tramontane.cluster.exposure import check_entrance
 from tramontane.cluster.following import ControllerGone, ServiceGone, follow, hold
 from tramontane.cluster.gateway import check_port, resolve
-from tramontane.cluster.planning import ServeOptions, fit_to, plan_service
+from tramontane.cluster.node_facts import this_machine
+from tramontane.cluster.planning import ServeOptions, plan_service, read_model
 from tramontane.cluster.polling import in_time
 from tramontane.cluster.private_folder import SharedFolder, logs_folder, sockets_folder
 from tramontane.cluster.ray_session import OwnSession
-from tramontane.cluster.ray_start import leave, start_ray
+from tramontane.cluster.ray_start import check_temporary_folder, leave, start_ray
 from tramontane.cluster.ray_watch import RayGone, RayWatch
 from tramontane.cluster.site import configured_secret
 from tramontane.cluster.spec import ServiceSpec
@@ -43,8 +45,12 @@ def serve(options: ServeOptions) -> int:
     # What is wrong with the entrance, the model, the port, or this node, is said before Ray starts.
     asyncio.run(resolve(options.host, options.port))
     warnings = check_entrance(options.entrance, insecure=options.insecure)
-    spec = plan_service(options, [])
-    if options.address is None:
+    owns_ray = options.address is None
+    here = this_machine(with_gpus=options.device != "cpu") if owns_ray else None
+    model = read_model(options)
+    spec = plan_service(options, model, [here] if here is not None else [])
+    if owns_ray:
+        check_temporary_folder(os.environ)
         asyncio.run(check_port(options.host, options.port))
     sockets = SharedFolder(sockets_folder(spec.identity))
     atexit.register(sockets.leave)
@@ -54,7 +60,7 @@ def serve(options: ServeOptions) -> int:
     events, ending = Events.alone_on_stdout(as_json=options.as_json), threading.Event()
     for warning in warnings:
         events.tell("warning", warning)
-    if options.address is None:
+    if owns_ray:
         events.tell("starting", "starting Ray")
     start_ray(options.address)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -63,12 +69,14 @@ def serve(options: ServeOptions) -> int:
 
     from tramontane.cluster import ray_platform
 
-    owns_ray = options.address is None
     session = OwnSession(ray_platform.session_dir()) if owns_ray else None
     controller, status = None, 1
     try:
         with RayWatch(ray_platform.servers(), ray_platform.ask_gcs, gcs_may_return=not owns_ray) as watch:
-            spec = fit_to(spec, options, ray_platform.resources_of_nodes())
+            nodes = ray_platform.facts_of_nodes()
+            if here is not None:  # what is free here was measured before Ray took its part
+                nodes = [replace(here, cpus=node.cpus, gpus=node.gpus) for node in nodes]
+            spec = plan_service(options, model, nodes, identity=spec.identity)
             _say_plan(spec, events)
             controller = ray_platform.create_controller(spec)
             if not follow(controller, spec, events, ending, watch, owns_ray=owns_ray):
@@ -150,6 +158,10 @@ def _say_plan(spec: ServiceSpec, events: Events) -> None:
         weights=spec.quantize or spec.dtype,
         device=spec.device,
     )
+    if spec.memory_sum:
+        events.tell("memory", f"memory: {spec.memory_sum}")
+    if spec.context_lowered:
+        events.tell("warning", f"the context is {spec.context:,} tokens: {spec.context_lowered}")
     capacity, chunk = spec.scheduler.layout.capacity_tokens(), spec.scheduler.layout.chunk
     events.tell(
         "kv",

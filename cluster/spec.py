@@ -66,6 +66,10 @@ class ServiceSpec:
     link_silence_s: float
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
+    context_lowered: str = ""
+    """Why the context is less than the checkpoint's although nobody asked so, as a clause; else empty."""
+    memory_sum: str = ""
+    """What the stages need at the fullest place, as a sentence; empty where no place's memory is known."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
