@@ -93,7 +93,7 @@ def test_a_verb_whose_package_is_missing_says_what_to_install(plugin, arguments,
     assert result.exit_code == 1
     assert result.stderr == (
         f"Error: `tramontane {verb}` needs package_that_is_missing, which is not installed: "
-        f"pip install 'tramontane[{extras}]'\n"
+        f"pip install '.[{extras}]' in a checkout of Tramontane\n"
     )
 
 

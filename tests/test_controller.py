@@ -17,7 +17,7 @@ from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
-from tramontane.cluster.worker import LoadedStage
+from tramontane.cluster.worker import LoadedStage, LoadProgress
 from tramontane.stages.folder import SmallFiles
 from tramontane.stages.kv_layout import KVLayout
 
@@ -77,7 +77,7 @@ class FakeStage:
         return LoadedStage({f"t{self.index}": self.platform.bytes_on_disk}, "numerics", True)
 
     async def progress(self):
-        return 0.5
+        return LoadProgress(0.5, self.platform.compiling)
 
     async def stats(self):
         if self.index == 1:

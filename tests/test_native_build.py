@@ -93,11 +93,11 @@ def reason(caplog):
     with caplog.at_level(logging.INFO):
         kernels = choose_kernels(EXAMPLE, dtype="float32", device="cpu")
     assert kernels.name.startswith("cpu-")
-    assert len(caplog.messages) == 1
-    assert "\n" not in caplog.messages[0]
+    (said,) = (message for message in caplog.messages if not message.startswith("compiling"))
+    assert "\n" not in said
     begin = "no native kernels, torch's packed products instead: "
-    assert caplog.messages[0].startswith(begin)
-    return caplog.messages[0].removeprefix(begin)
+    assert said.startswith(begin)
+    return said.removeprefix(begin)
 
 
 @pytest.fixture
