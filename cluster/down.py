@@ -35,7 +35,7 @@ def down(service: str | None, address: str | None, *, as_json: bool) -> int:
         events.tell("warning", flaw)
     living = []
     for found in records:
-        if found.holder is None and _is_over(found):
+        if found.holder is None and is_over(found):
             found.path.unlink(missing_ok=True)
             events.tell("over", f"{found.record} is over; its record is removed", identity=found.record.identity)
         else:
@@ -45,7 +45,7 @@ def down(service: str | None, address: str | None, *, as_json: bool) -> int:
         return 1
     chosen = choose(living, service)
     if chosen.holder is not None:
-        return _end_serve(chosen, chosen.holder, events)
+        return end_serve(chosen, chosen.holder, events)
     status = end_on_ray(chosen.record.ray, events, chosen.record.identity)
     if status == 0:
         chosen.path.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def end_on_ray(address: str, events: Events, service: str | None = None) -> int:
         ray.shutdown()
 
 
-def _is_over(found: Found) -> bool:
+def is_over(found: Found) -> bool:
     """Whether the service of a `serve` that has ended is not there any more. One that cannot be asked may be."""
     if found.record.owns_ray:
         return True
@@ -113,7 +113,7 @@ def _is_over(found: Found) -> bool:
         return False
 
 
-def _end_serve(found: Found, holder: int, events: Events) -> int:
+def end_serve(found: Found, holder: int, events: Events) -> int:
     """Do what Ctrl-C does to the `serve` that holds the record, and wait for its end.
 
     Raises:

@@ -53,9 +53,14 @@ def joinable(address: str) -> str:
         hindrance = what_hinders(asks=asks, takes=get_authentication_mode() != AuthenticationMode.DISABLED)
         if hindrance:
             raise ConnectionError(f"the Ray at {address} {hindrance}")
-        version = gcs.version(own_token(address) if asks else None)
-    if version != ray.__version__:
-        raise ConnectionError(f"the Ray at {address} is version {version}, and here it is {ray.__version__}")
+        token = own_token(address) if asks else None
+        version = gcs.version(token)
+        if version != ray.__version__:
+            raise ConnectionError(f"the Ray at {address} is version {version}, and here it is {ray.__version__}")
+        if not any(os.path.exists(path) for path in gcs.raylet_sockets(token)):
+            raise ConnectionError(
+                f"no node of the Ray at {address} runs on this machine: `ray start --address {address}` starts one"
+            )
     return address
 
 
@@ -114,6 +119,12 @@ class Gcs:
         """Ray's version."""
         ask = services.NodeInfoGcsServiceStub(self._channel).CheckAlive
         return str(self._answer(ask, pb.CheckAliveRequest(), token).ray_version)
+
+    def raylet_sockets(self, token: str | None) -> list[str]:
+        """Where programs on the node of each living raylet reach it. Ray aborts a program that finds none."""
+        ask = services.NodeInfoGcsServiceStub(self._channel).GetAllNodeInfo
+        nodes = self._answer(ask, pb.GetAllNodeInfoRequest(), token).node_info_list
+        return [node.raylet_socket_name for node in nodes if node.state == node.ALIVE]
 
     def value(self, key: bytes, token: str | None) -> bytes:
         """What our namespace of Ray's key-value store holds, empty for nothing."""

@@ -31,6 +31,7 @@ class FakePlatform:
         self.log: list[str] = []
         self.lacking = ["no room: 2 CPU are missing"]
         self.load_fails = False
+        self.compiling = False
         self.bytes_on_disk = b"d"
         self.recorded: list[ServiceSpec] = []
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -219,6 +220,21 @@ async def test_the_service_comes_up_in_order(spec) -> None:
     await controller.stop()
     assert platform.log[-2:] == ["close gateway", "end"]
     assert controller.status().phase is ServicePhase.STOPPED
+
+
+async def test_a_compile_at_the_first_use_is_said_while_it_lasts(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.compiling = True
+    await until(lambda: controller.status().detail == "compiling the CPU kernels: once, some 15 s")
+    assert controller.status().phase is ServicePhase.LOADING
+    platform.compiling = False
+    await until(lambda: controller.status().detail == "")
+    platform.compiling = True
+    await until(lambda: controller.status().detail != "")
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert controller.status().detail == ""
+    await controller.stop()
 
 
 async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
