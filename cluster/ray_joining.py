@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,8 @@ from tramontane.cluster.spec import NAMESPACE, SPEC_KEY, names_in
 MOST_PORT = 65535
 REACH_TIMEOUT_S = 5.0
 """For a connection, and for each answer."""
+NODE_TIMEOUT_S, NODE_PERIOD_S = 10.0, 0.1
+"""A head that starts listens before its own node is there."""
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"  # noqa: S105  (names)
 
 
@@ -57,10 +60,13 @@ def joinable(address: str) -> str:
         version = gcs.version(token)
         if version != ray.__version__:
             raise ConnectionError(f"the Ray at {address} is version {version}, and here it is {ray.__version__}")
-        if not any(os.path.exists(path) for path in gcs.raylet_sockets(token)):
-            raise ConnectionError(
-                f"no node of the Ray at {address} runs on this machine: `ray start --address {address}` starts one"
-            )
+        end = time.monotonic() + NODE_TIMEOUT_S
+        while not any(os.path.exists(path) for path in gcs.raylet_sockets(token)):
+            if time.monotonic() >= end:
+                raise ConnectionError(
+                    f"no node of the Ray at {address} runs on this machine: `ray start --address {address}` starts one"
+                )
+            time.sleep(NODE_PERIOD_S)
     return address
 
 

@@ -81,14 +81,17 @@ def test_another_version_of_ray_is_not_joined(ours):
         joinable(gcs.address)
 
 
-def test_a_ray_without_a_node_on_this_machine_is_not_joined(ours, tmp_path):
+def test_a_ray_without_a_node_on_this_machine_is_not_joined(ours, tmp_path, monkeypatch):
     ours("disabled")
+    monkeypatch.setattr(ray_joining, "NODE_TIMEOUT_S", 0.0)
     with FakeGcs(version=ray.__version__, socket=str(tmp_path / "raylet")) as gcs:
         with pytest.raises(
             ConnectionError, match=f"^no node of the Ray at {gcs.address} runs on this machine: `ray st"
         ):
             joinable(gcs.address)
-        (tmp_path / "raylet").touch()
+        # A node that is only starting is waited for.
+        monkeypatch.setattr(ray_joining, "NODE_TIMEOUT_S", 60.0)
+        monkeypatch.setattr(ray_joining.time, "sleep", lambda _: (tmp_path / "raylet").touch())
         assert joinable(gcs.address) == gcs.address
 
 
