@@ -114,7 +114,7 @@ class Admission:
         """The refusal of a request that would miss its deadline even if its completion became as short as some do."""
         if sequence.deadline_s is None or self._capacity.cost is None:
             return None
-        tokens = self._forecast.lengths.remaining(LOW, sequence.max_tokens, sequence.generated)
+        tokens = self._forecast.lengths.remaining(LOW, sequence.stopping.max_tokens, sequence.generated)
         needed_s = wait_s + self._forecast.prefill_s([sequence]) + tokens * self._look(now).round_s
         left_s = sequence.deadline_s - now
         if needed_s <= left_s:

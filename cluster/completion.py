@@ -60,8 +60,8 @@ class Completion:
         self._text = CompletionText(
             model.tokenizer,
             stop_strings=request.stop_strings,
-            stop_ids=request.stop_ids.tolist(),
-            min_tokens=request.min_tokens,
+            stop_ids=request.stopping.token_ids,
+            min_tokens=request.stopping.min_tokens,
         )
         self._news = asyncio.Event()
         self._pieces: list[str] = []
@@ -137,7 +137,7 @@ class Completion:
         event = pb.GenerateEvent()
         if self._taken == 0:
             event.started.request_id = self._request.request_id
-            event.started.seed = self._request.seed
+            event.started.seed = self._request.sampling.seed
             event.started.version = self._version
             event.started.prompt_tokens = self.prompt_tokens
         if self.reason is not None:

@@ -142,8 +142,8 @@ class Forecast:
         more run than do now. Prompts go beside decode only as quickly as steps may grow.
         """
         running, waiting = roster.running.values(), roster.waiting.values()
-        rounds = [self.lengths.remaining(quantile, each.max_tokens, each.generated) for each in running]
-        queued = [self.lengths.remaining(quantile, each.max_tokens, each.generated) for each in waiting]
+        rounds = [self.lengths.remaining(quantile, each.stopping.max_tokens, each.generated) for each in running]
+        queued = [self.lengths.remaining(quantile, each.stopping.max_tokens, each.generated) for each in waiting]
         seats = 0 if kv_is_short else self._capacity.seats
         until_seat = rounds_until_seat(max(seats, len(rounds), 1), rounds, queued)
         before = [*roster.prefilling.values(), *waiting]
@@ -169,7 +169,7 @@ class Forecast:
     def work_s(self, sequence: Sequence) -> float:
         """By how much later a full pipeline is done for one more request, where all seats share each round."""
         seats = self._capacity.seats
-        output = self.lengths.remaining(TYPICAL, sequence.max_tokens, 0)
+        output = self.lengths.remaining(TYPICAL, sequence.stopping.max_tokens, 0)
         return self.prefill_s([sequence]) + output * self._round_s(seats, sequence.prompt_tokens) / seats
 
     def _round_s(self, count: int, tokens: float) -> float:

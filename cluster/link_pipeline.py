@@ -70,7 +70,7 @@ class LinkPipeline:
             receiver.end(broken_end(request.request, self._broken.result()))
             return
         self._open[request.request] = receiver
-        self._load += len(request.tokens) + request.max_tokens
+        self._load += len(request.tokens) + request.stopping.max_tokens
         self._post(request)
 
     def cancel(self, request: int, *, completed: bool = False) -> None:

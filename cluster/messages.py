@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from tramontane.stages.microbatch import Float32Array, Int32Array, Int64Array
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both ends of a link must speak the same number; another one closes the link with a line in the log."""
 
 
@@ -30,9 +30,9 @@ class EndReason(StrEnum):
     """How the router ended a request. Stop strings are the gateway's business: it cancels when it has seen one."""
 
     STOP_TOKEN = "stop_token"  # noqa: S105  (not a password)
-    """One of `Submit.stop_ids` was generated."""
+    """One of `Stopping.token_ids` was generated."""
     LENGTH = "length"
-    """`Submit.max_tokens` is reached."""
+    """`Stopping.max_tokens` is reached."""
     REFUSED = "refused"
     """Too many wait, or it would end too late; no stage worked for it."""
     IMPOSSIBLE = "impossible"
@@ -81,6 +81,34 @@ class Welcome:
     """That the listener knows the secret, too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen: carried whole from the validated request to the microbatch."""
+
+    temperature: float = 1.0
+    """0 is greedy, and ignores the filters."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    """1 is off."""
+    min_p: float = 0.0
+    """0 is off."""
+    seed: int = 0
+    """With a token's position, all that its noise depends on; unsigned, 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When the router ends a completion: carried whole, as `Sampling` is. Stop strings stay at the gateway."""
+
+    max_tokens: int
+    """Tokens to generate at most; with the prompt no more than the context."""
+    min_tokens: int = 0
+    """Until so many tokens are generated, none of `token_ids` is sampled; 0 is off."""
+    token_ids: tuple[int, ...] = ()
+    """Ids that end it, EOS included unless the user ignores it."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Submit:
     """A validated request. Text stays at the gateway."""
@@ -91,22 +119,8 @@ class Submit:
     """The user's name for it, quoted for logs."""
     tokens: Int32Array
     """Ids of the prompt. [1 .. context)"""
-    max_tokens: int
-    """Tokens to generate at most; with the prompt no more than the context."""
-    min_tokens: int
-    """Until so many tokens are generated, none of `stop_ids` is sampled; 0 is off."""
-    stop_ids: Int32Array
-    """Ids that end it, EOS included unless the user ignores it."""
-    temperature: float
-    """0 is greedy, and ignores the filters."""
-    top_k: int
-    """0 is off."""
-    top_p: float
-    """1 is off."""
-    min_p: float
-    """0 is off."""
-    seed: int
-    """With a token's position, all that its noise depends on; unsigned, 64 bits."""
+    sampling: Sampling
+    stopping: Stopping
     remaining_ms: float | None
     """Milliseconds left until its deadline when the gateway sent this, or None."""
 

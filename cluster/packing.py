@@ -136,14 +136,15 @@ def _sampled(pieces: Iterable[Piece], end_S: Int32Array) -> SampledRows:
     chosen = [(index, piece.sequence) for index, piece in enumerate(pieces) if piece.samples]
     if not chosen:
         return no_sampled_rows()
+    sampling = [sequence.sampling for _, sequence in chosen]
     banned = [sequence.banned for _, sequence in chosen]
     return SampledRows(
         row=end_S[[index for index, _ in chosen]] - np.int32(1),
-        temperature=np.array([sequence.temperature for _, sequence in chosen], np.float32),
-        top_k=np.array([sequence.top_k for _, sequence in chosen], np.int32),
-        top_p=np.array([sequence.top_p for _, sequence in chosen], np.float32),
-        min_p=np.array([sequence.min_p for _, sequence in chosen], np.float32),
-        seed=np.array([sequence.seed for _, sequence in chosen], np.uint64),
+        temperature=np.array([each.temperature for each in sampling], np.float32),
+        top_k=np.array([each.top_k for each in sampling], np.int32),
+        top_p=np.array([each.top_p for each in sampling], np.float32),
+        min_p=np.array([each.min_p for each in sampling], np.float32),
+        seed=np.array([each.seed for each in sampling], np.uint64),
         banned=np.array([token for ids in banned for token in ids], np.int32),
         banned_count=np.array([len(ids) for ids in banned], np.int32),
     )

@@ -123,10 +123,11 @@ class Scheduler:
             ValueError: it could not run even alone.
         """
         assert sequence.id not in self._roster.sequences, f"sequence {sequence.id} is here already"
-        assert min(sequence.prompt_tokens, sequence.max_tokens) > 0, f"sequence {sequence.id} has nothing to do"
+        max_tokens = sequence.stopping.max_tokens
+        assert min(sequence.prompt_tokens, max_tokens) > 0, f"sequence {sequence.id} has nothing to do"
         layout, context = self._options.layout, self._options.context
-        length = sequence.prompt_tokens + sequence.max_tokens
-        asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {sequence.max_tokens} = {length}"
+        length = sequence.prompt_tokens + max_tokens
+        asked = f"{sequence.prompt_tokens} prompt tokens + max_tokens {max_tokens} = {length}"
         if length > context:
             raise ValueError(f"{asked}, and the context is {context}")
         if not layout.fits(length):
@@ -145,7 +146,7 @@ class Scheduler:
         sequence = self._roster.sequences.get(sequence_id)
         if sequence is not None:
             if completed:
-                self._forecast.lengths.ended(max(sequence.generated, 1), sequence.max_tokens)
+                self._forecast.lengths.ended(max(sequence.generated, 1), sequence.stopping.max_tokens)
             self._roster.end(sequence)
         return sequence is not None
 
@@ -308,11 +309,11 @@ class Scheduler:
         self._roster.append(sequence, token)
         self.completion_tokens += 1
         self.prompt_tokens += sequence.prompt_tokens if offset == 0 else 0
-        end = EndReason.LENGTH if offset + 1 == sequence.max_tokens else None
-        if token in sequence.stop_set and offset >= sequence.min_tokens:
+        end = EndReason.LENGTH if offset + 1 == sequence.stopping.max_tokens else None
+        if token in sequence.stopping.token_ids and offset >= sequence.stopping.min_tokens:
             end = EndReason.STOP_TOKEN
         if end is not None:
-            self._forecast.lengths.ended(sequence.generated, sequence.max_tokens)
+            self._forecast.lengths.ended(sequence.generated, sequence.stopping.max_tokens)
             self._roster.end(sequence)
         return Emitted(sequence.id, token, offset, log_probability, end)
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 import numpy as np
 
 from tramontane.cluster.blocks import Rings
-from tramontane.cluster.messages import Submit
+from tramontane.cluster.messages import Sampling, Stopping, Submit
 from tramontane.stages.microbatch import Int32Array
 
 
@@ -34,15 +34,8 @@ class Sequence:
 
     id: int
     prompt: InitVar[Items[int] | Int32Array]
-    max_tokens: int
-    min_tokens: int = 0
-    stop_ids: Items[int] | Int32Array = ()
-    """Ids that end it, from min_tokens on; banned before."""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    stopping: Stopping
+    sampling: Sampling = field(default_factory=Sampling)
     score_prompt: bool = False
     """Whether each prompt row is scored against the prompt's next token."""
     arrived_s: float = 0.0
@@ -55,7 +48,6 @@ class Sequence:
     tokens: array[int] = field(init=False)
     """The prompt and all that was generated."""
     prompt_tokens: int = field(init=False)
-    stop_set: frozenset[int] = field(init=False)
     scores: list[float] = field(init=False, default_factory=list)
     """Log probability of each prompt token after the first, in order, as far as they are back."""
     scored: int = field(init=False, default=0)
@@ -71,8 +63,6 @@ class Sequence:
     def __post_init__(self, prompt: Items[int] | Int32Array) -> None:
         self.tokens = array("i", np.asarray(prompt, np.int32).tobytes())
         self.prompt_tokens = len(self.tokens)
-        self.stop_ids = [int(token) for token in self.stop_ids]
-        self.stop_set = frozenset(self.stop_ids)
 
     @classmethod
     def from_submit(cls, sequence_id: int, submit: Submit, now: float) -> Sequence:
@@ -80,14 +70,8 @@ class Sequence:
         return cls(
             id=sequence_id,
             prompt=submit.tokens,
-            max_tokens=submit.max_tokens,
-            min_tokens=submit.min_tokens,
-            stop_ids=submit.stop_ids,
-            temperature=submit.temperature,
-            top_k=submit.top_k,
-            top_p=submit.top_p,
-            min_p=submit.min_p,
-            seed=submit.seed,
+            stopping=submit.stopping,
+            sampling=submit.sampling,
             arrived_s=now,
             deadline_s=None if submit.remaining_ms is None else now + submit.remaining_ms / 1e3,
         )
@@ -110,7 +94,7 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens that it may still generate."""
-        return self.max_tokens - self.generated
+        return self.stopping.max_tokens - self.generated
 
     @property
     def scorable(self) -> int:
@@ -118,6 +102,6 @@ class Sequence:
         return self.prompt_tokens - 1 if self.score_prompt else 0
 
     @property
-    def banned(self) -> Items[int] | Int32Array:
+    def banned(self) -> tuple[int, ...]:
         """Ids that must not be sampled next."""
-        return self.stop_ids if self.generated < self.min_tokens else ()
+        return self.stopping.token_ids if self.generated < self.stopping.min_tokens else ()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tramontane.cluster.log_lines import quoted
-from tramontane.cluster.messages import Submit
+from tramontane.cluster.messages import Sampling, Stopping, Submit
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.steps import Steps
 from tramontane.cluster.tokenizer import TooLong
@@ -28,10 +28,6 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_IDS = 64
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """Printable ASCII."""
-BYTES_OF_OPTIONS = 64 << 10
-"""What a request may have beside its prompt."""
-BYTES_OF_A_TOKEN = 64
-"""Of a prompt. The longest piece of Mistral's vocabularies is 16 spaces, or 48 bytes where U+2581 is written out."""
 
 
 class InvalidField(ValueError):  # noqa: N818  (what it says, not what it is)
@@ -50,16 +46,9 @@ class Request:
     request_id: str
     tokens: Int32Array
     """The prompt, BOS included. [1 .. context)"""
-    max_tokens: int
-    min_tokens: int
+    sampling: Sampling
+    stopping: Stopping
     stop_strings: tuple[str, ...]
-    stop_ids: Int32Array
-    """EOS included unless the user ignores it; ascending."""
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
 
     def submit(self, number: int, remaining_ms: float | None) -> Submit:
         """For a router, under the gateway's number; text stays here."""
@@ -67,21 +56,10 @@ class Request:
             request=number,
             request_id=quoted(self.request_id),
             tokens=self.tokens,
-            max_tokens=self.max_tokens,
-            min_tokens=self.min_tokens,
-            stop_ids=self.stop_ids,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            seed=self.seed,
+            sampling=self.sampling,
+            stopping=self.stopping,
             remaining_ms=remaining_ms,
         )
-
-
-def request_limit_bytes(context: int) -> int:
-    """The size of a request on the wire: a prompt that fills the context fits."""
-    return BYTES_OF_OPTIONS + BYTES_OF_A_TOKEN * context
 
 
 def choose_request_id(message: pb.GenerateRequest) -> str:
@@ -100,7 +78,7 @@ def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_i
     if message.HasField("request_id") and message.request_id != request_id:
         length = len(message.request_id)
         raise InvalidField("request_id", f"must be 1 to 128 printable ASCII characters; it has {length} characters")
-    temperature, top_k, top_p, min_p = _sampling(message.sampling, model.vocabulary)
+    sampling = _sampling(message.sampling, model.vocabulary)
     stopping = message.stopping
     stop_strings = _stop_strings(stopping.strings, model)
     stop_ids = _stop_ids(stopping, model)
@@ -115,15 +93,9 @@ def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_i
     return Request(
         request_id=request_id,
         tokens=tokens,
-        max_tokens=max_tokens,
-        min_tokens=stopping.min_tokens,
+        sampling=sampling,
+        stopping=Stopping(max_tokens=max_tokens, min_tokens=stopping.min_tokens, token_ids=stop_ids),
         stop_strings=stop_strings,
-        stop_ids=stop_ids,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=message.sampling.seed if message.sampling.HasField("seed") else secrets.randbits(64),
     )
 
 
@@ -141,8 +113,8 @@ def validate_ids(field: str, ids: Sequence[int], vocabulary: int) -> Int32Array:
     return values.astype(np.int32)
 
 
-def _sampling(sampling: pb.Sampling, vocabulary: int) -> tuple[float, int, float, float]:
-    """Temperature, top-k, top-p, min-p. Comparisons are written so that NaN fails them."""
+def _sampling(sampling: pb.Sampling, vocabulary: int) -> Sampling:
+    """Comparisons are written so that NaN fails them."""
     temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
     top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
     if not 0.0 <= temperature <= MAX_TEMPERATURE:
@@ -151,7 +123,13 @@ def _sampling(sampling: pb.Sampling, vocabulary: int) -> tuple[float, int, float
         raise InvalidField("sampling.top_p", f"must be above 0 and at most 1; it is {top_p:.7g}")
     if not 0.0 <= sampling.min_p <= 1.0:
         raise InvalidField("sampling.min_p", f"must be from 0 to 1; it is {sampling.min_p:.7g}")
-    return temperature, min(sampling.top_k, vocabulary), top_p, sampling.min_p
+    return Sampling(
+        temperature=temperature,
+        top_k=min(sampling.top_k, vocabulary),
+        top_p=top_p,
+        min_p=sampling.min_p,
+        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+    )
 
 
 def _stop_strings(strings: Sequence[str], model: ServedModel) -> tuple[str, ...]:
@@ -167,13 +145,14 @@ def _stop_strings(strings: Sequence[str], model: ServedModel) -> tuple[str, ...]
     return tuple(dict.fromkeys(strings))
 
 
-def _stop_ids(stopping: pb.Stopping, model: ServedModel) -> Int32Array:
+def _stop_ids(stopping: pb.Stopping, model: ServedModel) -> tuple[int, ...]:
+    """EOS included unless the user ignores it; ascending."""
     field = "stopping.token_ids"
     if len(stopping.token_ids) > MAX_STOP_IDS:
         raise InvalidField(field, f"may hold {MAX_STOP_IDS} ids; it holds {len(stopping.token_ids)}")
     ids = validate_ids(field, stopping.token_ids, model.vocabulary)
     eos_ids = () if stopping.ignore_eos else model.eos_ids
-    return np.union1d(ids, np.array(eos_ids, np.int32)).astype(np.int32)
+    return tuple(sorted({*ids.tolist(), *eos_ids}))
 
 
 def _prompt(message: pb.GenerateRequest, model: ServedModel) -> Steps[Int32Array]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from statistics import fmean, median
 
+from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.pacing import WORTH_A_PASS
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
@@ -100,6 +101,8 @@ class WarmUp:
 
     async def _through(self, prompts: list[int], max_tokens: int) -> None:
         scheduler = Scheduler(self._options, stages=self._stages, costs=self._recording)
+        sampling, stopping = Sampling(temperature=0.0), Stopping(max_tokens=max_tokens)
         for index, tokens in enumerate(prompts):
-            scheduler.add(Sequence(id=index, prompt=[0] * tokens, max_tokens=max_tokens, temperature=0.0), now=0.0)
+            sequence = Sequence(id=index, prompt=[0] * tokens, sampling=sampling, stopping=stopping)
+            scheduler.add(sequence, now=0.0)
         await self._run(scheduler)

@@ -103,7 +103,7 @@ class FakePipeline:
         self.break_down("closed")
 
     async def _answer(self, request: Submit, receiver: Receiver) -> None:
-        reason, stop_ids = self.end, set(request.stop_ids.tolist())
+        reason, stop_ids = self.end, set(request.stopping.token_ids)
         for offset, token in enumerate(self.reply(request)):
             await self.running.wait()
             await asyncio.sleep(self.pause_s)
@@ -111,7 +111,7 @@ class FakePipeline:
                 return  # cancelled
             receiver.put(offset, token, LOG_PROBABILITY)
             self.produced += 1
-            if token in stop_ids or offset + 1 == request.max_tokens:
+            if token in stop_ids or offset + 1 == request.stopping.max_tokens:
                 reason = EndReason.STOP_TOKEN if token in stop_ids else EndReason.LENGTH
                 break
         await self.running.wait()

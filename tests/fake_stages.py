@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tramontane.cluster.messages import EndReason
+from tramontane.cluster.messages import EndReason, Sampling, Stopping
 from tramontane.cluster.scheduler import Emitted, Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Phase, Sequence
@@ -66,18 +66,18 @@ def score_of(seen: Seen, target: int) -> float:
 
 def expect(sequence: Sequence, windows: tuple[int | None, ...]) -> tuple[list[int], EndReason]:
     """The completion of a new sequence, and how it ends."""
-    tokens, completion = sequence.tokens.tolist(), []
+    tokens, completion, stopping = sequence.tokens.tolist(), [], sequence.stopping
     while True:
         seen = see(tokens, windows)
         if any(POISON in part for part in seen):
             return completion, EndReason.NOT_FINITE
-        banned = list(sequence.stop_ids) if len(completion) < sequence.min_tokens else []
-        token = next_token(seen, sequence.seed, len(tokens), banned)
+        banned = list(stopping.token_ids) if len(completion) < stopping.min_tokens else []
+        token = next_token(seen, sequence.sampling.seed, len(tokens), banned)
         tokens.append(token)
         completion.append(token)
-        if token in sequence.stop_ids:
+        if token in stopping.token_ids:
             return completion, EndReason.STOP_TOKEN
-        if len(completion) == sequence.max_tokens:
+        if len(completion) == stopping.max_tokens:
             return completion, EndReason.LENGTH
 
 
@@ -252,8 +252,24 @@ class FakePipeline:
         """Let admission keep nothing back for output, so that preemptions are many."""
         self._last_started = -1
 
-    def add(self, sequence_id: int, prompt: list[int], max_tokens: int = 8, **options: object) -> Stream:
-        sequence = Sequence(id=sequence_id, prompt=prompt, max_tokens=max_tokens, **options)
+    def add(
+        self,
+        sequence_id: int,
+        prompt: list[int],
+        max_tokens: int = 8,
+        *,
+        seed: int = 0,
+        score: bool = False,
+        **stopping: object,
+    ) -> Stream:
+        """`stopping`: the other fields of `Stopping`."""
+        sequence = Sequence(
+            id=sequence_id,
+            prompt=prompt,
+            sampling=Sampling(seed=seed),
+            stopping=Stopping(max_tokens=max_tokens, **stopping),
+            score_prompt=score,
+        )
         self.scheduler.add(sequence, now=0.0)
         stream = Stream(sequence, expect(sequence, self.layout.windows), arrival=len(self.streams))
         self.streams.append(stream)

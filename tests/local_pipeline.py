@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tramontane.cluster.link_pipeline import LinkPipeline
-from tramontane.cluster.messages import EndReason, Finished, Submit
+from tramontane.cluster.messages import EndReason, Finished, Sampling, Stopping, Submit
 from tramontane.cluster.router import Router
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.site import Site
@@ -148,20 +148,25 @@ class LocalPipeline:
 
         return StageWorker(f"stage-0.{index}", self.site, load, lambda: torch.set_num_threads(1))
 
-    def submit(self, prompt: list[int], **options: object) -> tuple[int, Heard]:
+    def submit(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int = 8,
+        token_ids: tuple[int, ...] = (),
+        remaining_ms: float | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> tuple[int, Heard]:
         number, heard = next(self._numbers), Heard()
-        values = {
-            "max_tokens": 8,
-            "min_tokens": 0,
-            "stop_ids": np.empty(0, np.int32),
-            "temperature": 0.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "min_p": 0.0,
-            "seed": 0,
-            "remaining_ms": None,
-        } | options
-        message = Submit(request=number, request_id=f"r{number}", tokens=np.array(prompt, np.int32), **values)
+        message = Submit(
+            request=number,
+            request_id=f"r{number}",
+            tokens=np.array(prompt, np.int32),
+            sampling=Sampling(temperature=temperature, seed=seed),
+            stopping=Stopping(max_tokens=max_tokens, token_ids=token_ids),
+            remaining_ms=remaining_ms,
+        )
         self.pipeline.submit(message, heard)
         return number, heard
 

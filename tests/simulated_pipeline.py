@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tramontane.cluster.admission import Refused
-from tramontane.cluster.messages import EndReason
+from tramontane.cluster.messages import EndReason, Stopping
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
@@ -159,7 +159,7 @@ class SimulatedPipeline:
         sequence = Sequence(
             id=next(self._ids),
             prompt=[0] * request.prompt,
-            max_tokens=request.max_tokens,
+            stopping=Stopping(max_tokens=request.max_tokens),
             arrived_s=self.now,
             deadline_s=deadline_s,
         )

@@ -94,7 +94,7 @@ async def test_what_is_unset_is_chosen_and_told():
     async with serving(pipeline) as (_, target), stub_of(target) as stub:
         first, second = await stub.Generate(ask()), await stub.Generate(ask())
         assert first.started.request_id != second.started.request_id
-        assert [first.started.seed, second.started.seed] == [submit.seed for submit in pipeline.submitted]
+        assert [first.started.seed, second.started.seed] == [submit.sampling.seed for submit in pipeline.submitted]
         assert first.started.seed != second.started.seed
         assert pipeline.submitted[0].remaining_ms is None
         await stub.Generate(ask(), timeout=60)

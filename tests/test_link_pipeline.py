@@ -16,7 +16,18 @@ from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.frames import Message
 from tramontane.cluster.link import LinkClosed
 from tramontane.cluster.link_pipeline import LinkPipeline
-from tramontane.cluster.messages import Cancel, EndReason, Finished, Hello, Load, Role, Submit, Tokens
+from tramontane.cluster.messages import (
+    Cancel,
+    EndReason,
+    Finished,
+    Hello,
+    Load,
+    Role,
+    Sampling,
+    Stopping,
+    Submit,
+    Tokens,
+)
 
 
 class ScriptedRouter:
@@ -89,14 +100,8 @@ def submit_of(request: int, prompt: int = 3, max_tokens: int = 4) -> Submit:
         request=request,
         request_id=f"r{request}",
         tokens=np.arange(prompt, dtype=np.int32),
-        max_tokens=max_tokens,
-        min_tokens=0,
-        stop_ids=np.array([2], np.int32),
-        temperature=0.5,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        seed=2**64 - 1,
+        sampling=Sampling(temperature=0.5, seed=2**64 - 1),
+        stopping=Stopping(max_tokens=max_tokens, token_ids=(2,)),
         remaining_ms=None,
     )
 
@@ -122,7 +127,7 @@ async def test_a_request_goes_down_and_its_tokens_come_up(tmp_path):
         first, second = send(pipeline, submit_of(1)), send(pipeline, submit_of(2))
         await eventually(lambda: len(router.received) == 2)
         assert [message.request_id for message in router.received] == ["r1", "r2"]
-        assert router.received[0].seed == 2**64 - 1
+        assert router.received[0].sampling.seed == 2**64 - 1
         await router.link.send(tokens_of((1, 0, 11), (2, 0, 21)))
         await router.link.send(tokens_of((1, 1, 12)))
         await router.link.send(finished_of(2))

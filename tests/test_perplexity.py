@@ -11,6 +11,7 @@ from driving import load_stages
 from models import load_tensors
 from reference_model import forward
 
+from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
@@ -62,10 +63,11 @@ def test_a_long_texts_loss_is_that_of_a_plain_forward_pass(embedded_dir, chunk: 
     scheduler = Scheduler(options, stages=2)
     for stage in stages:
         stage.bind(1, layout, config.context, 160)
-    scored = Sequence(id=0, prompt=ids, max_tokens=1, temperature=0.0, score_prompt=True)
+    scored = Sequence(id=0, prompt=ids, stopping=Stopping(max_tokens=1), score_prompt=True)
     scheduler.add(scored, now=0.0)
     for number in range(1, 4):
-        scheduler.add(Sequence(id=number, prompt=ids[: 9 * number], max_tokens=40, seed=number), now=0.0)
+        sampling, stopping = Sampling(seed=number), Stopping(max_tokens=40)
+        scheduler.add(Sequence(id=number, prompt=ids[: 9 * number], sampling=sampling, stopping=stopping), now=0.0)
     serve(stages, scheduler)
 
     logits = forward(load_tensors(embedded_dir), config, ids)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_stages import POISON, FakePipeline, expect_scores, layout_of, prompt_of
 
-from tramontane.cluster.messages import EndReason, Submit
+from tramontane.cluster.messages import EndReason, Sampling, Stopping, Submit
 from tramontane.cluster.sequence import Sequence
 from tramontane.stages.microbatch import StepResult
 
@@ -44,14 +44,8 @@ def test_sampled_rows_carry_what_was_asked():
         request=1,
         request_id="r",
         tokens=np.array([1, 2, 3], np.int32),
-        max_tokens=4,
-        min_tokens=2,
-        stop_ids=np.array([4, 9], np.int32),
-        temperature=0.5,
-        top_k=7,
-        top_p=0.75,
-        min_p=0.25,
-        seed=2**64 - 1,
+        sampling=Sampling(temperature=0.5, top_k=7, top_p=0.75, min_p=0.25, seed=2**64 - 1),
+        stopping=Stopping(max_tokens=4, min_tokens=2, token_ids=(4, 9)),
         remaining_ms=None,
     )
     pipeline.scheduler.add(Sequence.from_submit(3, submit, now=0.0), now=0.0)
@@ -62,10 +56,10 @@ def test_sampled_rows_carry_what_was_asked():
 
 
 def test_stop_ids_end_it_from_min_tokens_on():
-    everything = list(range(15))
+    everything = tuple(range(15))
     for min_tokens in range(5):
         pipeline = FakePipeline(layout_of((8,)))
-        stream = pipeline.add(0, prompt_of(5), max_tokens=30, min_tokens=min_tokens, stop_ids=everything)
+        stream = pipeline.add(0, prompt_of(5), max_tokens=30, min_tokens=min_tokens, token_ids=everything)
         pipeline.run()
         assert stream.end is EndReason.STOP_TOKEN
         assert stream.tokens[-1] in everything
@@ -90,9 +84,9 @@ def test_a_request_that_turns_to_nan_ends_alone(place):
 def test_a_score_that_is_nan_ends_it_before_its_first_token():
     """The poison is out of the window when the first token is sampled; the scores have seen it."""
     pipeline = FakePipeline(layout_of((2,)))
-    stream = pipeline.add(0, [POISON, *prompt_of(11)], score_prompt=True)
+    stream = pipeline.add(0, [POISON, *prompt_of(11)], score=True)
     stream.expected = [], EndReason.NOT_FINITE
-    other = pipeline.add(1, prompt_of(11), score_prompt=True)
+    other = pipeline.add(1, prompt_of(11), score=True)
     pipeline.run()
     assert other.sequence.scores == expect_scores(prompt_of(11), (2,))
 
@@ -100,7 +94,7 @@ def test_a_score_that_is_nan_ends_it_before_its_first_token():
 def test_every_prompt_token_is_scored_once_and_in_order():
     for chunk in (1, 3, 4, 20):
         pipeline = FakePipeline(layout_of((5, None), chunk=chunk))
-        streams = [pipeline.add(index, prompt_of(length), 1, score_prompt=True) for index, length in enumerate((1, 9))]
+        streams = [pipeline.add(index, prompt_of(length), 1, score=True) for index, length in enumerate((1, 9))]
         pipeline.run()
         assert [len(stream.sequence.scores) for stream in streams] == [0, 8]
 

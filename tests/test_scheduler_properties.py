@@ -70,9 +70,9 @@ class Pipeline(RuleBasedStateMachine):
                     "length": st.integers(1, 12),
                     "max_tokens": st.sampled_from([1, 2, 5, 12, 20, 20]),
                     "min_tokens": st.sampled_from([0, 3, 20]),
-                    "stop_ids": st.lists(st.integers(0, VOCAB - 2), max_size=2),
+                    "token_ids": st.lists(st.integers(0, VOCAB - 2), max_size=2).map(tuple),
                     "seed": st.integers(0, 2**64 - 1),
-                    "score_prompt": st.booleans(),
+                    "score": st.booleans(),
                 }
             ),
             min_size=1,
@@ -156,7 +156,7 @@ def test_heavy_traffic_in_pools_that_are_much_too_small(stages):
         pipeline.careless = dice.random() < 0.8
         for index in range(30):
             prompt = [dice.randrange(POISON) for _ in range(dice.randint(1, 12))]
-            pipeline.add(index, prompt, dice.choice([1, 5, 20]), seed=seed, score_prompt=dice.random() < 0.3)
+            pipeline.add(index, prompt, dice.choice([1, 5, 20]), seed=seed, score=dice.random() < 0.3)
         while pipeline.live:
             for _ in range(dice.randint(0, stages + 1)):
                 pipeline.schedule()

@@ -133,7 +133,7 @@ def test_a_full_ring_needs_nothing_kept_back():
 
 def test_the_youngest_gives_way_and_its_stream_goes_on():
     pipeline = FakePipeline(layout_of((None,), pool=1))
-    streams = [pipeline.add(index, prompt_of(4, index), max_tokens=40, score_prompt=True) for index in range(4)]
+    streams = [pipeline.add(index, prompt_of(4, index), max_tokens=40, score=True) for index in range(4)]
     pipeline.run()
     assert pipeline.scheduler.preemptions > 0
     assert pipeline.scheduler._reserve.share > OutputReserve.START
@@ -229,7 +229,7 @@ def test_after_a_restart_every_stream_goes_on_with_the_same_tokens():
     calm, shaken = (FakePipeline(layout_of((8, None), pool=2)) for _ in range(2))
     for pipeline in (calm, shaken):
         for index in range(6):
-            pipeline.add(index, prompt_of(3 + 5 * index, index), max_tokens=12, seed=index, score_prompt=True)
+            pipeline.add(index, prompt_of(3 + 5 * index, index), max_tokens=12, seed=index, score=True)
     calm.run()
     for _ in range(8):
         for _ in range(5):

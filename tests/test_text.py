@@ -14,7 +14,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tramontane.cluster.completion import Clock, Completion
-from tramontane.cluster.messages import EndReason, Finished
+from tramontane.cluster.messages import EndReason, Finished, Sampling, Stopping
 from tramontane.cluster.text import CompletionText, StopStrings, detokenize
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.validation import Request
@@ -194,15 +194,9 @@ def request_of(strings: tuple[str, ...], min_tokens: int) -> Request:
     return Request(
         request_id="r",
         tokens=np.array([1], np.int32),
-        max_tokens=100,
-        min_tokens=min_tokens,
+        sampling=Sampling(temperature=0.0, seed=1),
+        stopping=Stopping(max_tokens=100, min_tokens=min_tokens, token_ids=(2,)),
         stop_strings=strings,
-        stop_ids=np.array([2], np.int32),
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        seed=1,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +11,13 @@ from fake_pipeline import VOCAB, tiny_model, tiny_tokenizer, tiny_tokenizer_byte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.steps import finish
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.validation import (
-    MAX_STOP_IDS,
-    MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS,
     InvalidField,
     Request,
     choose_request_id,
-    request_limit_bytes,
     validate_ids,
     validate_in_steps,
 )
@@ -110,11 +108,10 @@ def test_a_text_that_normalisation_empties_is_refused_where_no_bos_goes_before_i
 
 def test_what_is_unset_is_filled_in():
     request = ask()
-    assert (request.temperature, request.top_k, request.top_p, request.min_p) == (1.0, 0, 1.0, 0.0)
-    assert (request.max_tokens, request.min_tokens) == (61, 0)
+    assert replace(request.sampling, seed=0) == Sampling()
+    assert request.stopping == Stopping(max_tokens=61, token_ids=(2,))
     assert request.stop_strings == ()
-    assert request.stop_ids.tolist() == [2]
-    assert ask(tiny_model(context=1000)).max_tokens == 256
+    assert ask(tiny_model(context=1000)).stopping.max_tokens == 256
 
 
 def test_what_is_set_is_kept():
@@ -124,24 +121,22 @@ def test_what_is_set_is_kept():
         stopping=pb.Stopping(max_tokens=61, min_tokens=61, strings=["a", "b", "a"], token_ids=[9, 4, 2]),
     )
     assert request.request_id == "mine 1"
-    assert (request.temperature, request.top_k, request.top_p, request.min_p) == (0.0, 5, 0.5, 0.25)
-    assert request.seed == 2**64 - 1
-    assert (request.max_tokens, request.min_tokens) == (61, 61)
+    assert request.sampling == Sampling(temperature=0.0, top_k=5, top_p=0.5, min_p=0.25, seed=2**64 - 1)
+    assert request.stopping == Stopping(max_tokens=61, min_tokens=61, token_ids=(2, 4, 9))
     assert request.stop_strings == ("a", "b")
-    assert request.stop_ids.tolist() == [2, 4, 9]
 
 
 def test_ignored_eos_is_no_stop_id_unless_the_user_names_it():
-    assert ask(**stopping(ignore_eos=True)).stop_ids.tolist() == []
-    assert ask(**stopping(ignore_eos=True, token_ids=[2])).stop_ids.tolist() == [2]
+    assert ask(**stopping(ignore_eos=True)).stopping.token_ids == ()
+    assert ask(**stopping(ignore_eos=True, token_ids=[2])).stopping.token_ids == (2,)
 
 
 def test_a_top_k_above_the_vocabulary_fits_the_stages_numbers():
-    assert ask(**sampling(top_k=2**32 - 1)).top_k == VOCAB
+    assert ask(**sampling(top_k=2**32 - 1)).sampling.top_k == VOCAB
 
 
 def test_seeds_are_chosen_from_all_64_bits():
-    seeds = [ask().seed for _ in range(64)]
+    seeds = [ask().sampling.seed for _ in range(64)]
     assert len(set(seeds)) == 64
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert any(seed >= 2**63 for seed in seeds)
@@ -158,7 +153,7 @@ def test_text_with_nul_is_text():
 
 def test_the_longest_prompt_leaves_room_for_one_token():
     request = ask(tokens=pb.TokenIds(ids=[5] * 63))
-    assert request.max_tokens == 1
+    assert request.stopping.max_tokens == 1
 
 
 def test_refusals_never_quote_a_text():
@@ -172,19 +167,6 @@ def test_a_request_without_a_fit_name_gets_one():
     unnamed = {choose_request_id(pb.GenerateRequest()) for _ in range(8)}
     assert len(unnamed) == 8
     assert choose_request_id(pb.GenerateRequest(request_id="a\x1b[2J")) != "a\x1b[2J"
-
-
-def test_the_size_limit_follows_the_context():
-    assert request_limit_bytes(4096) == (64 << 10) + 64 * 4096
-    for context in (2, 4096, 1 << 20):
-        for prompt in (
-            {"text": ("\N{LOWER ONE EIGHTH BLOCK}" * 16) * context},
-            {"tokens": pb.TokenIds(ids=[1 << 31] * context)},
-        ):
-            strings = ["x" * MAX_STOP_STRING_BYTES] * MAX_STOP_STRINGS
-            stopping = pb.Stopping(strings=strings, token_ids=[1 << 31] * MAX_STOP_IDS)
-            request = pb.GenerateRequest(stopping=stopping, request_id="x" * 128, model="x" * 4096, **prompt)
-            assert request.ByteSize() <= request_limit_bytes(context)
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized():
@@ -219,8 +201,9 @@ def test_whatever_passes_is_within_what_the_stages_take(temperature, top_p, min_
         )
     except InvalidField:
         return
-    assert 0 <= request.temperature < math.inf
-    assert 0 < request.top_p <= 1
-    assert 0 <= request.min_p <= 1
-    assert request.min_tokens <= request.max_tokens
-    assert len(request.tokens) + request.max_tokens <= MODEL.context
+    sampling, stopping = request.sampling, request.stopping
+    assert 0 <= sampling.temperature < math.inf
+    assert 0 < sampling.top_p <= 1
+    assert 0 <= sampling.min_p <= 1
+    assert stopping.min_tokens <= stopping.max_tokens
+    assert len(request.tokens) + stopping.max_tokens <= MODEL.context

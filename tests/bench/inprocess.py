@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from bench.workloads import Workload
+from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
@@ -105,9 +106,10 @@ class InProcess:
     def run(self, workload: Workload, on_step: OnStep | None = None) -> Run:
         """All of its requests. `on_step` hears each microbatch with the rows that later stages got."""
         run, first_id = Run(tokens=[[] for _ in workload.prompts]), self._next_id
+        sampling, stopping = Sampling(temperature=0.0), Stopping(max_tokens=workload.new_tokens)
         begin, missing = time.perf_counter(), len(workload.prompts)
         for prompt in workload.prompts:
-            sequence = Sequence(id=self._next_id, prompt=prompt, max_tokens=workload.new_tokens, temperature=0.0)
+            sequence = Sequence(id=self._next_id, prompt=prompt, sampling=sampling, stopping=stopping)
             self._scheduler.add(sequence, now=begin)
             self._next_id += 1
         in_flight: deque[Microbatch] = deque()
