@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import signal
 import threading
@@ -77,16 +76,19 @@ def test_training_learns_and_writes_what_transformers_and_the_reference_read(tmp
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Ctrl-C comes while a step is computed: at the given ones."""
-    steps = itertools.count(1)
+    """Ctrl-C comes while a step is computed: at the given ones. The steps so far are in the list."""
 
-    def at(*numbers: int) -> None:
+    def at(*numbers: int) -> list[int]:
+        steps: list[int] = []
+
         def step(*arguments, **options):
-            if next(steps) in numbers:
+            steps.append(len(steps) + 1)
+            if steps[-1] in numbers:
                 signal.raise_signal(signal.SIGINT)
             return accumulate_gradients(*arguments, **options)
 
         monkeypatch.setattr(training, "accumulate_gradients", step)
+        return steps
 
     return at
 
@@ -96,9 +98,10 @@ FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenize
 
 
 def test_ctrl_c_ends_the_training_and_keeps_what_is_best(tmp_path, interrupted, capsys):
-    interrupted(3)
+    steps = interrupted(3)
     with first_interrupt() as ending:
         _, judgement = train(TEXT, tmp_path, SMALL, QUICK, 1, ending)
+    assert steps == [1, 2, 3]
     out, err = capsys.readouterr()
     assert "epoch 1/3" in out
     assert "epoch 2/3" not in out
