@@ -73,12 +73,15 @@ class StageWorker:
         name = stage_name(replica, index)
         self._name = name
         self._process = _start_process(spec, name)
+        self._is_compiling: Callable[[], bool] = lambda: False
 
         def load(on_progress: Callable[[float], None]) -> Any:
             # An idle OpenMP thread would spin on a core that the kernels' own threads need.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            from tramontane.stages.stage import Stage  # torch stays out of every other process
+            from tramontane.stages.kernels.native.build import is_compiling  # torch stays out of every other process
+            from tramontane.stages.stage import Stage
 
+            self._is_compiling = is_compiling
             folder = ModelFolder(spec, part=name, node=_node())
             config = folder.config()
             stage = Stage.load(
@@ -107,8 +110,8 @@ class StageWorker:
         return self._worker.load()
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> float:
-        return self._worker.progress()
+    def progress(self) -> working.LoadProgress:
+        return working.LoadProgress(self._worker.progress(), self._is_compiling())
 
     @ray.method(concurrency_group="control")
     def address(self) -> Address:

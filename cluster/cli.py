@@ -150,14 +150,18 @@ def serve(**options: Any) -> None:
     sys.exit(_told(lambda: serving.serve(ServeOptions(**options))))
 
 
-@click.command(short_help="End the service that runs on a Ray cluster.")
-@click.option("--address", default="auto", show_default=True, help="The Ray cluster, HOST:PORT or auto.")
+@click.command(short_help="End a service that was started here, or on a given Ray cluster.")
+@click.argument("service", required=False)
+@click.option("--address", help="End the service of this Ray cluster (HOST:PORT or auto), whoever has started it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead, one for each event.")
-def down(address: str, as_json: bool) -> None:
-    """End the service that runs on a Ray cluster: gateway, router, stages, controller and their room."""
-    from tramontane.cluster import serve as serving
+def down(service: str | None, address: str | None, as_json: bool) -> None:
+    """End the service that your `serve` has started on this machine: all of its parts, and their room on the Ray.
 
-    sys.exit(_told(lambda: serving.down(address, as_json=as_json)))
+    Where several run, SERVICE says which: its model, the HOST:PORT that clients dial, or the id that the refusal names.
+    """
+    from tramontane.cluster import down as ending
+
+    sys.exit(_told(lambda: ending.down(service, address, as_json=as_json)))
 
 
 def _told(job: Callable[[], int]) -> int:

@@ -17,6 +17,8 @@ from tramontane.stages.kv_layout import KVLayout
 
 NAMESPACE = "tramontane"
 """Ray's namespace for every actor and placement group of the service."""
+SPEC_KEY = b"spec"
+"""Of the service's record in Ray's key-value store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,12 @@ class ServiceSpec:
         if values["loaded"] is not None:
             nested["loaded"] = Loaded(**values["loaded"])
         return cls(**(values | nested))
+
+
+def names_in(record: bytes) -> tuple[str, str]:
+    """Identity and model of a service by a record of `encode`, whatever else that version of ours has written there."""
+    values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
+    return values["identity"], values["name"]
 
 
 def stage_name(replica: int, stage: int) -> str:

@@ -62,6 +62,16 @@ class LoadedStage:
     """A row's bits do not depend on who shares its batch."""
 
 
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a stage's loading is."""
+
+    fraction: float
+    """0 to 1."""
+    compiling: bool = False
+    """It waits for the compiler of its kernels."""
+
+
 class StageWorker:
     """Listens from construction on. `progress`, `epoch`, `address`, `bind` and `stats` answer while `run` runs."""
 
