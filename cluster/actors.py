@@ -16,7 +16,7 @@ import ray
 from tramontane.cluster import gateway as gateways
 from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.model_folder import ModelFolder
 from tramontane.cluster.part_process import PartProcess

@@ -6,8 +6,8 @@ import math
 import threading
 from typing import Any, cast
 
+from tramontane.cluster.address import host_port
 from tramontane.cluster.controller import ServicePhase, Status
-from tramontane.cluster.doors import host_port
 from tramontane.cluster.events import Events
 from tramontane.cluster.polling import Poll
 from tramontane.cluster.ray_watch import RayWatch

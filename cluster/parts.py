@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters

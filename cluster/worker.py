@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role

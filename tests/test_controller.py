@@ -10,8 +10,8 @@ import pytest
 from models import make_checkpoint
 
 from tramontane.cluster import controller as controlling
+from tramontane.cluster.address import Address
 from tramontane.cluster.controller import Controller, ServicePhase
-from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.scheduler_options import SchedulerOptions
