@@ -189,7 +189,7 @@ def test_a_context_that_does_not_fit_is_lowered_and_ready_and_the_model_say_so()
     event, line, facts = news(status, spec)
     assert (event, facts["context_tokens"]) == ("ready", spec.context)
     assert line == f"ready: {folder.name} on 127.0.0.1:7 (context lowered to {spec.context:,} tokens, which fit)"
-    info = ModelFolder(spec, part="gateway-0", node="n").served_model("v", True).info(serving=True)
+    info = ModelFolder(spec, part="gateway-0", node="n").served_model("v", True).info(reason="")
     assert (info.context_tokens, info.checkpoint_context_tokens) == (spec.context, 1_024_000)
     assert info.context_lowered == spec.context_lowered
 
