@@ -16,7 +16,7 @@ import ray
 from tramontane.cluster import gateway as gateways
 from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.model_folder import ModelFolder
 from tramontane.cluster.part_process import PartProcess
@@ -31,7 +31,7 @@ from tramontane.cluster.stats import (
     process_facts,
 )
 from tramontane.stages.cores import keep_to, share_of_cores
-from tramontane.stages.kernel_choice import NodeFacts
+from tramontane.stages.kernel_choice import NodeKernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.variants import KernelChoice, numbers_of
 
@@ -77,6 +77,7 @@ class StageWorker:
         self._process = _start_process(spec, name)
         # Before torch is there: an idle OpenMP thread would spin on a core that the kernels' own threads need.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._is_compiling: Callable[[], bool] = lambda: False
 
         def load(kernels: KernelChoice, on_progress: Callable[[float], None]) -> Any:
             from tramontane.stages.stage import Stage  # torch stays out of every other process
@@ -106,18 +107,20 @@ class StageWorker:
         self._worker = working.StageWorker(name, self._process.site, load, on_step_thread)
 
     @ray.method(concurrency_group="load")
-    def node_facts(self) -> NodeFacts:
-        from tramontane.stages.kernels import facts_here
+    def node_kernels(self) -> NodeKernels:
+        from tramontane.stages.kernels import kernels_here  # torch stays out of every other process
+        from tramontane.stages.kernels.native.build import is_compiling
 
-        return facts_here(_node(), numbers_of(self._spec.dtype, self._spec.quantize), self._spec.kernels)
+        self._is_compiling = is_compiling
+        return kernels_here(_node(), numbers_of(self._spec.dtype, self._spec.quantize), self._spec.kernels)
 
     @ray.method(concurrency_group="load")
     def load(self, kernels: KernelChoice) -> working.LoadedStage:
         return self._worker.load(kernels)
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> float:
-        return self._worker.progress()
+    def progress(self) -> working.LoadProgress:
+        return working.LoadProgress(self._worker.progress(), self._is_compiling())
 
     @ray.method(concurrency_group="control")
     def address(self) -> Address:

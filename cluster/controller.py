@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 PROGRESS_PERIOD_S = 0.2
 ROOM_REMINDER_S = 30.0
+COMPILING = "compiling the CPU kernels: once, some 15 s"
 CLOSE_TIMEOUT_S = 6.0
 ANSWER_TIMEOUT_S = 2.0
 """A part that has not answered by then is left out, or passed over."""
@@ -56,7 +57,7 @@ class Status:
 
     phase: ServicePhase
     detail: str
-    """One line: what is lacking, what broke; empty where there is nothing to add."""
+    """One line: what is lacking, what is waited for, what broke; empty where there is nothing to add."""
     fraction: float
     """How much of the weights is loaded, 0 to 1."""
     port: int
@@ -171,7 +172,7 @@ class Controller:
     async def _choose_kernels(self) -> None:
         """Once in a service's life: a controller that comes back takes what is recorded."""
         if not self._spec.stage_kernels:
-            decision = await agree_on_kernels(self._spec, self._stages, self._platform)
+            decision = await self._in_sight(agree_on_kernels(self._spec, self._stages, self._platform))
             for remark in decision.remarks:
                 log.warning("%s", remark)
             self._spec = replace(self._spec, stage_kernels=decision.stages)
@@ -182,16 +183,22 @@ class Controller:
         self._say(kernels=kernels)
 
     async def _load(self) -> list[LoadedStage]:
-        """Load all stages side by side, and say how far they are."""
+        """Load all stages side by side."""
         chosen = zip(self._stages, self._spec.stage_kernels, strict=True)
-        loading = asyncio.gather(*(stage.load(kernels) for stage, kernels in chosen))
+        return await self._in_sight(asyncio.gather(*(stage.load(kernels) for stage, kernels in chosen)))
+
+    async def _in_sight(self, work: Awaitable[T]) -> T:
+        """Wait for what stages do before they serve, and say how far they are."""
+        working = asyncio.ensure_future(work)
         assert self._gateway is not None
-        while not loading.done():
-            await asyncio.wait([loading], timeout=PROGRESS_PERIOD_S)
-            fractions = await _answers([stage.progress() for stage in self._stages])
-            self._say(fraction=sum(fractions) / len(self._stages))
+        while not working.done():
+            await asyncio.wait([working], timeout=PROGRESS_PERIOD_S)
+            stages = await _answers([stage.progress() for stage in self._stages])
+            detail = COMPILING if any(stage.compiling for stage in stages) else ""
+            self._say(fraction=sum(stage.fraction for stage in stages) / len(self._stages), detail=detail)
             await self._gateway.set_loading(self._status.fraction)
-        return await loading
+        self._say(detail="")
+        return await working
 
     async def _settle(self, stages: Sequence[LoadedStage]) -> Loaded:
         """What is served: the first time what the stages have loaded, and after a restart the same again.
@@ -235,6 +242,8 @@ class Controller:
         """Name a part that does not answer; beyond the limit the service is broken."""
 
         async def on_silence(silent_s: float) -> bool:
+            if self._status.phase in (ServicePhase.STOPPED, ServicePhase.BROKEN):
+                return False
             if not silent_s:
                 self._silent.pop(name, None)
                 return True

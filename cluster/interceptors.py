@@ -17,9 +17,11 @@ from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
 from tramontane.cluster.fairness import Shares
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.places import Places
+from tramontane.cluster.request_size import SizeError, check_size, request_limit_bytes
 from tramontane.cluster.stats import REFUSAL_BOUNDS_S
 from tramontane.cluster.tokens import needs_token
 from tramontane.cluster.users import Users, host_of
+from tramontane.cluster.validation import name_of_call
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -50,11 +52,12 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
     - An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
-    def __init__(self, request_limit_bytes: int, users: Users) -> None:
-        self._limit = request_limit_bytes
+    def __init__(self, context: int, users: Users) -> None:
+        self._context = context
         self._users = users
         self._calls = Shares(OPEN_CALLS)
-        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // receive_limit_bytes(request_limit_bytes)))
+        largest = receive_limit_bytes(request_limit_bytes(context))
+        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // largest))
         self.refusal_counts = [0] * len(REFUSAL_BOUNDS_S)
         """Calls that ended with RESOURCE_EXHAUSTED, by the time that it took; see `GatewayCounters`."""
         self.refused = 0
@@ -82,7 +85,9 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             # A token makes a user only where it has been checked.
             user = self._users.of(context) if checked else host_of(context.peer())
             answer = await self._answer(method, handler, user, messages, context)
-            if isinstance(answer, CallError):  # No exception is being handled here, so none is kept with the abort's.
+            if isinstance(answer, CallError):
+                answer.request_id = answer.request_id or name_of_call(context.invocation_metadata())
+                # No exception is being handled here, so none is kept with the abort's.
                 if answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     self.refusal_counts[bisect_left(REFUSAL_BOUNDS_S, time.monotonic() - arrived_s)] += 1
                 status = answer.status()
@@ -114,18 +119,19 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             if handler.request_streaming:
                 return await self._converse(handler, user, messages, context)
             answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
-            return await answer(await self._receive(handler, user, context), context)
+            return await answer(await self._receive(method, handler, user, context), context)
         except CallError as error:
             return without_frames(error)
         except grpc.aio.AbortError:
             raise
         except Exception:
-            refusals.exception("%s failed", quoted(method))
+            name = name_of_call(context.invocation_metadata())
+            refusals.exception("%s failed%s", quoted(method), f", request {quoted(name)}" if name else "")
             return CallError(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
         finally:
             self._calls.give_back(user)
 
-    async def _receive(self, handler: Any, user: str, context: Context) -> Any:
+    async def _receive(self, method: str, handler: Any, user: str, context: Context) -> Any:
         """The call's request."""
         await self._receiving.take(user)
         try:
@@ -139,7 +145,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             self._receiving.leave(user)
         if body is EOF:
             raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no request")
-        return self._parse(body, handler.request_deserializer)
+        return self._parse(method, body, handler.request_deserializer)
 
     async def _converse(self, handler: Any, user: str, requests: Any, context: Context) -> None:
         """A stream of requests, reflection's: one may be on its way at any time, so the place is kept to the end."""
@@ -155,11 +161,11 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         finally:
             self._receiving.leave(user)
 
-    def _parse(self, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
-        if len(body) > self._limit:
-            raise CallError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"a request may be {self._limit} bytes; this one is {len(body)}"
-            )
+    def _parse(self, method: str, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+        try:
+            check_size(method, body, self._context)
+        except SizeError as error:
+            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), field=error.field) from None
         try:
             return deserialize(body)
         except DecodeError:

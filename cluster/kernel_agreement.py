@@ -12,7 +12,7 @@ from tramontane.cluster.parts import Platform, StageControl
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import Decision, NodeFacts, Speeds, decide, probed_speeds, table_speeds
+from tramontane.stages.kernel_choice import Decision, NodeKernels, Speeds, decide, probed_speeds, table_speeds
 from tramontane.stages.variants import KernelChoice, numbers_of, set_of
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ async def agree_on_kernels(spec: ServiceSpec, stages: Sequence[StageControl], pl
     """
     if spec.device != "cpu" or set_of(spec.kernels) != "native":
         return Decision((KernelChoice(kernels=spec.kernels or "cuda"),) * len(stages), ())
-    nodes = await asyncio.gather(*(stage.node_facts() for stage in stages))
+    nodes = await asyncio.gather(*(stage.node_kernels() for stage in stages))
     for node in nodes:
         log.info("%s: %s (%s)", node.node, node.cpu.name, node.cpu.model)
     numbers, here = numbers_of(spec.dtype, spec.quantize), platform.cpu()
@@ -41,7 +41,7 @@ async def agree_on_kernels(spec: ServiceSpec, stages: Sequence[StageControl], pl
     return decide(nodes, numbers, spec.kernels, speeds_of, allow_mixed=spec.allow_mixed_numerics)
 
 
-def _is_probe_wanted(nodes: Sequence[NodeFacts], numbers: str, wish: str | None, here: Cpu) -> bool:
+def _is_probe_wanted(nodes: Sequence[NodeKernels], numbers: str, wish: str | None, here: Cpu) -> bool:
     """Whether there is a choice, the table does not make it, and a probe of this CPU would tell anything of stages."""
     mine = [node for node in nodes if node.cpu.model == here.model]
     is_open = wish in (None, "native") and any(len(node.variants(numbers)) > 1 for node in mine)

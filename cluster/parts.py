@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
-from tramontane.cluster.worker import LoadedStage
+from tramontane.cluster.worker import LoadedStage, LoadProgress
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import NodeFacts
+from tramontane.stages.kernel_choice import NodeKernels
 from tramontane.stages.variants import KernelChoice
 
 
 class StageControl(Protocol):
     """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
 
-    async def node_facts(self) -> NodeFacts:
+    async def node_kernels(self) -> NodeKernels:
         """What decides which kernels can run there. Compiles those that the node would choose by itself."""
         ...
 
@@ -34,8 +34,8 @@ class StageControl(Protocol):
         """
         ...
 
-    async def progress(self) -> float:
-        """How far that is, 0 to 1."""
+    async def progress(self) -> LoadProgress:
+        """How far that is."""
         ...
 
     async def stats(self) -> tuple[StageCounters, ProcessFacts]:

@@ -18,6 +18,8 @@ from tramontane.stages.variants import KernelChoice, Variants
 
 NAMESPACE = "tramontane"
 """Ray's namespace for every actor and placement group of the service."""
+SPEC_KEY = b"spec"
+"""Of the service's record in Ray's key-value store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class ServiceSpec:
     log_level: str
     stage_kernels: tuple[KernelChoice, ...] = ()
     """What each stage computes with, also one that starts later; the controller chooses, once it knows the nodes."""
+    context_lowered: str = ""
+    """Why the context is less than the checkpoint's although nobody asked so, as a clause; else empty."""
+    memory_sum: str = ""
+    """What the stages need at the fullest place, as a sentence; empty where no place's memory is known."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
@@ -125,6 +131,12 @@ class ServiceSpec:
 
 def _choice(kernels: str, variants: dict[str, str] | None) -> KernelChoice:
     return KernelChoice(kernels=kernels, variants=None if variants is None else Variants(**variants))
+
+
+def names_in(record: bytes) -> tuple[str, str]:
+    """Identity and model of a service by a record of `encode`, whatever else that version of ours has written there."""
+    values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
+    return values["identity"], values["name"]
 
 
 def stage_name(replica: int, stage: int) -> str:

@@ -39,7 +39,7 @@ _TORCH = KernelChoice(kernels="cpu")
 
 
 @dataclass(frozen=True)
-class NodeFacts:
+class NodeKernels:
     """What decides which kernels can run on a node."""
 
     node: str
@@ -105,7 +105,7 @@ def choose_variants(candidates: Sequence[str], known: Sequence[Speeds]) -> Varia
 
 
 def decide(
-    nodes: Sequence[NodeFacts],
+    nodes: Sequence[NodeKernels],
     numbers: str,
     wish: str | None,
     speeds_of: SpeedsOf,
@@ -151,7 +151,7 @@ def decide(
     )
 
 
-def _best(nodes: Sequence[NodeFacts], candidates: Sequence[str], speeds_of: SpeedsOf) -> Variants:
+def _best(nodes: Sequence[NodeKernels], candidates: Sequence[str], speeds_of: SpeedsOf) -> Variants:
     """The best of variants that run on all of the nodes."""
     cpus = {node.cpu.model: node.cpu for node in nodes}
     found = [speeds for cpu in cpus.values() if (speeds := speeds_of(cpu)) is not None]
@@ -159,7 +159,7 @@ def _best(nodes: Sequence[NodeFacts], candidates: Sequence[str], speeds_of: Spee
     return choose_variants(candidates, known)
 
 
-def _own(node: NodeFacts, numbers: str, asked: Sequence[str], speeds_of: SpeedsOf) -> KernelChoice:
+def _own(node: NodeKernels, numbers: str, asked: Sequence[str], speeds_of: SpeedsOf) -> KernelChoice:
     """What a node computes with where each has its own: one that was asked for, else any, else torch's products."""
     able = node.variants(numbers)
     names = [name for name in able if name in asked] or able
@@ -167,7 +167,7 @@ def _own(node: NodeFacts, numbers: str, asked: Sequence[str], speeds_of: SpeedsO
 
 
 def _weaker(
-    nodes: Sequence[NodeFacts], numbers: str, asked: Sequence[str], chosen: Variants, speeds_of: SpeedsOf
+    nodes: Sequence[NodeKernels], numbers: str, asked: Sequence[str], chosen: Variants, speeds_of: SpeedsOf
 ) -> tuple[str, ...]:
     """A line for each node that keeps others from what they would choose by themselves."""
     owned = [_own(node, numbers, asked, speeds_of).variants for node in nodes]
@@ -180,14 +180,14 @@ def _weaker(
     return tuple(dict.fromkeys(lines))
 
 
-def _reason(node: NodeFacts, wish: str | None) -> str:
+def _reason(node: NodeKernels, wish: str | None) -> str:
     """Why a node runs none of the variants that are in question."""
     if wish not in (None, "native"):
         return node.reason_against(str(wish))
     return node.obstacle or "the CPU has no AVX2 with FMA"
 
 
-def _told(node: NodeFacts, reason: str) -> str:
+def _told(node: NodeKernels, reason: str) -> str:
     return f"{node.node}: {reason}" if node.node else reason
 
 

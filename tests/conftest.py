@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sample_results
 from fake_server import FakeServer
+from ray_cluster import RayCluster
 from service import Service
 
 from tramontane.client import Client
@@ -19,11 +20,19 @@ from tramontane.client.loadtest.result import RunResult, SweepResult
 # Where the tests run in the background, SIGINT is ignored, and every process that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Log files of the services that tests start.
+# Log files, sockets and records of the services that tests start. Paths of sockets are short.
 _state = tempfile.TemporaryDirectory(prefix="tramontane-tests-")
 os.environ["XDG_STATE_HOME"] = _state.name
+_runtime = tempfile.TemporaryDirectory(prefix="tr-", dir="/tmp")
+os.environ["XDG_RUNTIME_DIR"] = _runtime.name
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist begin with the tests that start Ray: theirs are the longest files."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +74,13 @@ def service() -> Iterator[Service]:
         yield running
     finally:
         assert running.end() == 0, running.output
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[RayCluster]:
+    """A Ray of two nodes with one CPU each, so that two stages cannot lie on one. Tests must leave nothing served."""
+    cluster = RayCluster(1, 1)
+    try:
+        yield cluster
+    finally:
+        cluster.end()

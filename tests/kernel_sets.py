@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tramontane.stages.kernel_choice import choose_variants, table_speeds
-from tramontane.stages.kernels import facts_here
+from tramontane.stages.kernels import kernels_here
 from tramontane.stages.kernels.native import NativeKernels
 from tramontane.stages.variants import Variants
 
-FACTS = facts_here("", "float32", None)
+FACTS = kernels_here("", "float32", None)
 
 
 def _reason_against_native():

@@ -10,17 +10,17 @@ import pytest
 from models import make_checkpoint
 
 from tramontane.cluster import controller as controlling
+from tramontane.cluster.address import Address
 from tramontane.cluster.controller import Controller, ServicePhase
-from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
-from tramontane.cluster.worker import LoadedStage
+from tramontane.cluster.worker import LoadedStage, LoadProgress
 from tramontane.stages.cpu import Cpu
 from tramontane.stages.folder import SmallFiles
-from tramontane.stages.kernel_choice import NodeFacts
+from tramontane.stages.kernel_choice import NodeKernels
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.variants import VARIANTS, KernelChoice, Variants
 
@@ -36,9 +36,10 @@ class FakePlatform:
         self.log: list[str] = []
         self.lacking = ["no room: 2 CPU are missing"]
         self.load_fails = False
+        self.compiling = False
         self.bytes_on_disk = b"d"
         self.recorded: list[ServiceSpec] = []
-        self.nodes = [NodeFacts(f"node {index}", AVX512, "") for index in range(2)]
+        self.nodes = [NodeKernels(f"node {index}", AVX512, "") for index in range(2)]
         self.probed = {"avx512": 2.0, "avx2": 1.0}
         self.given: list[str] = []
         """The kernels that stages were told to load."""
@@ -86,7 +87,7 @@ class FakeStage:
     def __init__(self, platform, index):
         self.platform, self.index = platform, index
 
-    async def node_facts(self):
+    async def node_kernels(self):
         self.platform.log.append(f"ask stage {self.index}")
         return self.platform.nodes[self.index]
 
@@ -98,7 +99,7 @@ class FakeStage:
         return LoadedStage({f"t{self.index}": self.platform.bytes_on_disk}, "numerics", True)
 
     async def progress(self):
-        return 0.5
+        return LoadProgress(0.5, self.platform.compiling)
 
     async def stats(self):
         if self.index == 1:
@@ -248,6 +249,21 @@ async def test_the_service_comes_up_in_order(spec) -> None:
     assert controller.status().phase is ServicePhase.STOPPED
 
 
+async def test_a_compile_at_the_first_use_is_said_while_it_lasts(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.compiling = True
+    await until(lambda: controller.status().detail == "compiling the CPU kernels: once, some 15 s")
+    assert controller.status().phase is ServicePhase.LOADING
+    platform.compiling = False
+    await until(lambda: controller.status().detail == "")
+    platform.compiling = True
+    await until(lambda: controller.status().detail != "")
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert controller.status().detail == ""
+    await controller.stop()
+
+
 async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
     controller, _platform, _ = await started(spec)
     said = set()
@@ -378,7 +394,7 @@ async def test_a_stage_that_computes_another_version_does_not_join(spec) -> None
     assert not any(entry.startswith(("model", "routes")) for entry in platform.log)
 
 
-async def ready(spec, *nodes: NodeFacts) -> tuple[Controller, FakePlatform]:
+async def ready(spec, *nodes: NodeKernels) -> tuple[Controller, FakePlatform]:
     controller, platform, _ = await started(spec)
     platform.nodes = list(nodes) or platform.nodes
     platform.loaded.set()
@@ -398,7 +414,7 @@ async def test_a_controller_that_comes_back_asks_nobody_again(spec) -> None:
     """Stages that start later obey the record, whatever their nodes would choose."""
     record, _ = await served(spec)
     controller, platform, _ = await started(record)
-    platform.lacking, platform.nodes = [], [NodeFacts("another", AVX2, "")] * 2
+    platform.lacking, platform.nodes = [], [NodeKernels("another", AVX2, "")] * 2
     platform.loaded.set()
     await until(lambda: controller.status().phase is ServicePhase.READY)
     assert platform.given == ["native avx512"] * 2
@@ -407,18 +423,18 @@ async def test_a_controller_that_comes_back_asks_nobody_again(spec) -> None:
 
 
 async def test_the_best_that_all_nodes_run_and_who_keeps_them_from_better(spec) -> None:
-    controller, platform = await ready(spec, NodeFacts("node 0", AVX512, ""), NodeFacts("node 1", AVX2, ""))
+    controller, platform = await ready(spec, NodeKernels("node 0", AVX512, ""), NodeKernels("node 1", AVX2, ""))
     assert platform.given == ["native avx2"] * 2
     (warning,) = controller.status().warnings
     assert warning.startswith("node 1: its CPU (an older CPU) has no avx512_vnni, avx512bw, ")
     assert warning.endswith(", so that no stage uses avx512, but avx2")
 
 
-NO_COMPILER = NodeFacts("node 1", AVX512, "there is no C++ compiler (g++)")
+NO_COMPILER = NodeKernels("node 1", AVX512, "there is no C++ compiler (g++)")
 
 
 async def test_a_node_without_a_compiler_is_named_and_nothing_starts(spec) -> None:
-    controller, platform = await ready(spec, NodeFacts("node 0", AVX512, ""), NO_COMPILER)
+    controller, platform = await ready(spec, NodeKernels("node 0", AVX512, ""), NO_COMPILER)
     assert controller.status().phase is ServicePhase.BROKEN
     assert "node 1: there is no C++ compiler (g++); mend that, or take --kernels cpu" in controller.status().detail
     assert (platform.given, platform.recorded) == ([], [])
@@ -426,7 +442,7 @@ async def test_a_node_without_a_compiler_is_named_and_nothing_starts(spec) -> No
 
 async def test_mixed_numerics_are_allowed_by_name_and_no_row_is_invariant_then(spec) -> None:
     allowed = replace(spec, allow_mixed_numerics=True)
-    controller, platform = await ready(allowed, NodeFacts("node 0", AVX512, ""), NO_COMPILER)
+    controller, platform = await ready(allowed, NodeKernels("node 0", AVX512, ""), NO_COMPILER)
     assert platform.given == ["native avx512", "cpu"]
     assert controller.status().kernels == "native avx512, cpu"
     assert controller.status().warnings == ("stages round differently: node 1: there is no C++ compiler (g++)",)

@@ -7,7 +7,7 @@ import pytest
 
 from tramontane.stages import cpu
 from tramontane.stages.cpu import Cpu, this_cpu
-from tramontane.stages.kernel_choice import TABLE, NodeFacts, choose_variants, decide, probed_speeds, table_speeds
+from tramontane.stages.kernel_choice import TABLE, NodeKernels, choose_variants, decide, probed_speeds, table_speeds
 from tramontane.stages.variants import DEVICES, MATRICES, VARIANTS, Variants, check_wish
 
 
@@ -18,7 +18,7 @@ def cpu_of(variant, model="Maker 1-1"):
 
 
 def node(name, variant="avx512bf16", model="Maker 1-1", obstacle=""):
-    return NodeFacts(name, cpu_of(variant, model), obstacle)
+    return NodeKernels(name, cpu_of(variant, model), obstacle)
 
 
 def alike(**speeds):

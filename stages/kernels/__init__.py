@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import NodeFacts, choose_variants, decide, table_speeds
+from tramontane.stages.kernel_choice import NodeKernels, choose_variants, decide, table_speeds
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
 from tramontane.stages.variants import KernelChoice, check_wish, numbers_of, set_of
@@ -174,17 +174,17 @@ def choose_here(wish: str | None, *, dtype: str, device: str, quantize: str | No
     if device == "cuda":
         return KernelChoice(kernels=wish or "cuda")
     numbers = numbers_of(dtype, quantize)
-    decision = decide([facts_here("", numbers, wish)], numbers, wish, lambda cpu: table_speeds(cpu, numbers))
+    decision = decide([kernels_here("", numbers, wish)], numbers, wish, lambda cpu: table_speeds(cpu, numbers))
     for remark in decision.remarks:
         log.warning("%s", remark)
     return decision.stages[0]
 
 
-def facts_here(node: str, numbers: str, wish: str | None) -> NodeFacts:
+def kernels_here(node: str, numbers: str, wish: str | None) -> NodeKernels:
     """What decides which kernels can run on this machine. What it would choose by itself is compiled for it."""
     from tramontane.stages.kernels.native import build
 
-    facts = NodeFacts(node, this_cpu(), "")
+    facts = NodeKernels(node, this_cpu(), "")
     candidates = [name for name in facts.variants(numbers) if wish in (None, "native", name)]
     if set_of(wish) != "native" or not candidates:
         return facts

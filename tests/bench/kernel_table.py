@@ -17,7 +17,7 @@ import json
 import torch
 
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import TABLE, NodeFacts
+from tramontane.stages.kernel_choice import TABLE, NodeKernels
 from tramontane.stages.kernels.native.speeds import measure
 from tramontane.stages.variants import numbers_of
 
@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cpu, speeds = this_cpu(), {}
     for dtype, quantize in NUMBERS:
-        names = NodeFacts("", cpu, "").variants(numbers_of(dtype, quantize))
+        names = NodeKernels("", cpu, "").variants(numbers_of(dtype, quantize))
         speeds[numbers_of(dtype, quantize)] = measure(dtype, quantize, names, options.rounds)
     row = {
         "cpu": cpu.model,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tramontane.stages.config import EXAMPLE
 from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import NodeFacts
+from tramontane.stages.kernel_choice import NodeKernels
 from tramontane.stages.kernels.native import NativeKernels, PackedHead, PackedLayer, build
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BlockTable, Microbatch, no_sampled_rows, no_scored_rows
@@ -80,7 +80,7 @@ def probe(dtype: str, quantize: str | None) -> dict[str, float]:
         NativeUnavailable: they cannot be had here.
     """
     cpu, numbers = this_cpu(), numbers_of(dtype, quantize)
-    names = NodeFacts("", cpu, "").variants(numbers)
+    names = NodeKernels("", cpu, "").variants(numbers)
     kept = _kept_in(f"{cpu.model} {' '.join(sorted(cpu.flags))} {numbers}")
     if kept.exists():
         return dict(json.loads(kept.read_text()))
