@@ -59,7 +59,7 @@ def target(events) -> str:
 def test_events_are_json_one_a_line(events, folder):
     names = [event["event"] for event in events]
     assert [name for name in dict.fromkeys(names) if name not in ("waiting", "loading")] == [
-        *("warning", "starting", "model", "kv", "logs", "listening", "kernels", "ready")
+        *("warning", "starting", "model", "memory", "kv", "logs", "listening", "kernels", "ready")
     ]
     assert f"--token-file is {folder / 'tokens'}, which others" in events[0]["message"]
     assert events[-1]["version"]
