@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from models import make_checkpoint
 
+from tramontane.cluster import answer_watch
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.controller import Controller, ServicePhase
 from tramontane.cluster.doors import Address
@@ -32,6 +33,8 @@ class FakePlatform:
         self.lacking = ["no room: 2 CPU are missing"]
         self.load_fails = False
         self.bytes_on_disk = b"d"
+        self.asked = 0
+        """How often the router was asked for its counters."""
         self.recorded: list[ServiceSpec] = []
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gateway_gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -97,6 +100,7 @@ class FakeRouter:
         return await asyncio.shield(self.platform.router_broken)
 
     async def stats(self):
+        self.platform.asked += 1
         counters = {field.name: 0 for field in fields(RouterCounters) if field.type == "int"}
         return (
             RouterCounters(
@@ -253,6 +257,20 @@ async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
     await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert "killed" in controller.status().detail
     assert platform.log[-1].startswith("unavailable: ")
+    await controller.stop()
+
+
+async def test_parts_of_a_broken_service_are_asked_no_more(spec, monkeypatch) -> None:
+    monkeypatch.setattr(answer_watch, "ASK_EVERY_S", 0.0)
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: platform.asked > 2)
+    platform.router_broken.set_result("gone")
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    asked = platform.asked
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert platform.asked <= asked + 1
     await controller.stop()
 
 
