@@ -90,6 +90,10 @@ class ModelInfo:
     architecture: str
     context_tokens: int
     """Prompt and completion together."""
+    checkpoint_context_tokens: int
+    """What the checkpoint was made for; more than `context_tokens` where less is served."""
+    context_lowered: str
+    """Why less is served where nobody asked for less: the server's memory; else empty."""
     window_tokens: int | None
     """The smallest sliding window of any layer; None where every layer sees the whole context."""
     dtype: str
@@ -101,6 +105,10 @@ class ModelInfo:
     has_tokenizer: bool
     """False: the model takes and gives token ids only."""
     serving: bool
+    quantization: str = ""
+    """How the weights are held where it is not in `dtype`: int8."""
+    reason: str = ""
+    """Why it is not serving; empty while it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,3 +230,5 @@ class Stats:
     gateways: tuple[GatewayStats, ...] = ()
     late: tuple[str, ...] = ()
     """Parts that do not answer, or stages that are late, a line each."""
+    models: tuple[ModelInfo, ...] = ()
+    """What the service serves; empty while the model is loading."""

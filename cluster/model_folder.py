@@ -48,11 +48,13 @@ class ModelFolder:
             name=spec.name,
             config=config,
             context=spec.context,
+            context_lowered=spec.context_lowered,
             dtype=spec.dtype,
             stages=spec.stages,
             version=version,
             row_invariant=row_invariant,
             tokenizer=Tokenizer.read(files, config),
+            quantization=spec.quantize or "",
         )
 
     @contextmanager

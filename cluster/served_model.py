@@ -18,6 +18,8 @@ class ServedModel:
     config: ModelConfig
     context: int
     """Prompt and completion together, in tokens; at most the checkpoint's."""
+    context_lowered: str = ""
+    """Why it is less than the checkpoint's, where nobody asked so."""
     dtype: str
     stages: int
     version: str
@@ -25,6 +27,8 @@ class ServedModel:
     row_invariant: bool
     tokenizer: Tokenizer | None
     """None where the checkpoint has none: ids in, ids out."""
+    quantization: str = ""
+    """How weights are held where it is not in `dtype`."""
 
     @property
     def vocabulary(self) -> int:
@@ -38,8 +42,8 @@ class ServedModel:
             return self.config.eos_ids
         return (self.tokenizer.eos_id,)
 
-    def info(self, *, serving: bool) -> pb.ModelInfo:
-        """For the wire."""
+    def info(self, *, reason: str) -> pb.ModelInfo:
+        """For the wire; `reason` says why it is not serving, and is empty while it is."""
         return pb.ModelInfo(
             name=self.name,
             architecture=self.config.architecture,
@@ -51,5 +55,9 @@ class ServedModel:
             row_invariant=self.row_invariant,
             vocabulary_tokens=self.vocabulary,
             has_tokenizer=self.tokenizer is not None,
-            serving=serving,
+            serving=not reason,
+            quantization=self.quantization,
+            reason=reason,
+            checkpoint_context_tokens=self.config.context,
+            context_lowered=self.context_lowered,
         )
