@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,14 +13,16 @@ from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.folder import SmallFiles
+from tramontane.stages.folder import CONFIG, TOKENIZER, SmallFiles
 from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as, split_layers
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
 LARGEST_DEFAULT_CHUNK = 512
+OTHER_TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model.v*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
     checkpoint = Checkpoint.open(model_dir, config)
     checkpoint.owners(spans)
     tokenizer = Tokenizer.read(files, config)
+    vocabulary = Vocabulary.read(files, config.vocab, tokenizer)
 
     context = options.max_context or config.context
     if context > config.context:
@@ -133,15 +136,29 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
             max_running=options.max_running,
             max_step_s=options.max_step,
         ),
-        sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
+        sampleable_ids=vocabulary.sampleable_ids,
+        unnamed_ids=vocabulary.unnamed_ids,
         cpus_per_stage=0.0,
         threads=0,
         entrance=options.entrance,
         hang_limit_s=float(options.hang_limit),
         link_silence_s=float(options.link_silence),
         log_level=options.log_level,
+        remarks=(*_remarks(files, tokenizer), *vocabulary.remarks),
     )
     return fit_to(spec, options, nodes)
+
+
+def _remarks(files: SmallFiles, tokenizer: Tokenizer | None) -> Iterator[str]:
+    """What of the folder is not used, though its owner may count on it."""
+    if "auto_map" in files.json(CONFIG):
+        yield f"{CONFIG} names code of its own (auto_map), which is not run"
+    if tokenizer is None:
+        others = [
+            name for pattern in OTHER_TOKENIZERS for name in sorted(path.name for path in files.folder.glob(pattern))
+        ]
+        beside = f" ({', '.join(others)}: not supported)" if others else ""
+        yield f"there is no {TOKENIZER}{beside}: the model takes and gives token ids, no text"
 
 
 def fit_to(spec: ServiceSpec, options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> ServiceSpec:

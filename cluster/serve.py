@@ -52,7 +52,7 @@ def serve(options: ServeOptions) -> int:
         sockets.secret()
 
     events, ending = Events.alone_on_stdout(as_json=options.as_json), threading.Event()
-    for warning in warnings:
+    for warning in (*warnings, *spec.remarks):
         events.tell("warning", warning)
     if options.address is None:
         events.tell("starting", "starting Ray")

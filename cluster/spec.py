@@ -56,6 +56,8 @@ class ServiceSpec:
     scheduler: SchedulerOptions
     sampleable_ids: int
     """Ids from this one on are spare rows of the embedding, never sampled."""
+    unnamed_ids: tuple[int, ...]
+    """Those below it that no file names, either."""
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""
@@ -66,6 +68,8 @@ class ServiceSpec:
     link_silence_s: float
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
+    remarks: tuple[str, ...] = ()
+    """What whoever starts the service should know of the folder, a line each."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
