@@ -19,8 +19,8 @@ install: .venv/installed ## Make .venv with everything
 demo: install ## Serve the embedded model with two stages and stream a dozen prompts through it
 	$(BIN)/python -m tramontane.deploy.demo
 
-test: install lint ## Lint, then run all tests
-	$(BIN)/python -m pytest tests
+test: install lint ## Lint, then run all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 BENCH ?=
 bench: install ## Measure a realistic model beside its limits and others (BENCH='--quick' for a minute)

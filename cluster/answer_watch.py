@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+
+from tramontane.cluster.reasons import one_line
+
+log = logging.getLogger(__name__)
 
 ASK_EVERY_S, ANSWER_TIMEOUT_S = 1.0, 2.0
 LATE_AFTER_S = 5.0
@@ -14,7 +19,8 @@ STOPPED_S = 3 * (ASK_EVERY_S + ANSWER_TIMEOUT_S)
 async def watch_answers(ask: Callable[[], Awaitable[object]], on_silence: Callable[[float], Awaitable[bool]]) -> None:
     """Ask a part again and again. `on_silence` hears for how long it has not answered, 0 once it does.
 
-    Ends when `on_silence` says False, or when asking fails: a part that is gone is noticed elsewhere.
+    A question that fails is one without an answer: Ray's own trouble passes, and a part that is gone is noticed
+    elsewhere. Ends when `on_silence` says False.
     """
     loop = asyncio.get_running_loop()
     answered_s = looked_s = loop.time()
@@ -22,10 +28,8 @@ async def watch_answers(ask: Callable[[], Awaitable[object]], on_silence: Callab
         try:
             await asyncio.wait_for(ask(), ANSWER_TIMEOUT_S)
             answered_s = loop.time()
-        except TimeoutError:
-            pass
-        except Exception:
-            return
+        except Exception as error:
+            log.debug("no answer: %s", one_line(error))
         now = loop.time()
         if now - looked_s > STOPPED_S:
             answered_s = now

@@ -215,6 +215,8 @@ class Controller:
         """Name a part that does not answer; beyond the limit the service is broken."""
 
         async def on_silence(silent_s: float) -> bool:
+            if self._status.phase in (ServicePhase.STOPPED, ServicePhase.BROKEN):
+                return False
             if not silent_s:
                 self._silent.pop(name, None)
                 return True

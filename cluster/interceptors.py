@@ -17,6 +17,7 @@ from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
 from tramontane.cluster.fairness import Shares
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.places import Places
+from tramontane.cluster.request_size import check_size, request_limit_bytes
 from tramontane.cluster.stats import REFUSAL_BOUNDS_S
 from tramontane.cluster.tokens import needs_token
 from tramontane.cluster.users import Users, host_of
@@ -50,11 +51,12 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
     - An exception that is no `CallError` is a mistake of ours: it is logged, and the client hears INTERNAL.
     """
 
-    def __init__(self, request_limit_bytes: int, users: Users) -> None:
-        self._limit = request_limit_bytes
+    def __init__(self, context: int, users: Users) -> None:
+        self._context = context
         self._users = users
         self._calls = Shares(OPEN_CALLS)
-        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // receive_limit_bytes(request_limit_bytes)))
+        largest = receive_limit_bytes(request_limit_bytes(context))
+        self._receiving = Places(max(FEWEST_PLACES, RECEIVING_BYTES // largest))
         self.refusal_counts = [0] * len(REFUSAL_BOUNDS_S)
         """Calls that ended with RESOURCE_EXHAUSTED, by the time that it took; see `GatewayCounters`."""
         self.refused = 0
@@ -114,7 +116,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             if handler.request_streaming:
                 return await self._converse(handler, user, messages, context)
             answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
-            return await answer(await self._receive(handler, user, context), context)
+            return await answer(await self._receive(method, handler, user, context), context)
         except CallError as error:
             return without_frames(error)
         except grpc.aio.AbortError:
@@ -125,7 +127,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         finally:
             self._calls.give_back(user)
 
-    async def _receive(self, handler: Any, user: str, context: Context) -> Any:
+    async def _receive(self, method: str, handler: Any, user: str, context: Context) -> Any:
         """The call's request."""
         await self._receiving.take(user)
         try:
@@ -139,7 +141,7 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             self._receiving.leave(user)
         if body is EOF:
             raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call brought no request")
-        return self._parse(body, handler.request_deserializer)
+        return self._parse(method, body, handler.request_deserializer)
 
     async def _converse(self, handler: Any, user: str, requests: Any, context: Context) -> None:
         """A stream of requests, reflection's: one may be on its way at any time, so the place is kept to the end."""
@@ -155,11 +157,11 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         finally:
             self._receiving.leave(user)
 
-    def _parse(self, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
-        if len(body) > self._limit:
-            raise CallError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"a request may be {self._limit} bytes; this one is {len(body)}"
-            )
+    def _parse(self, method: str, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+        try:
+            check_size(method, body, self._context)
+        except ValueError as error:
+            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         try:
             return deserialize(body)
         except DecodeError:

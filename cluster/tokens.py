@@ -7,7 +7,6 @@ service runs. Only digests of the tokens are kept, and neither is ever logged.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -19,12 +18,11 @@ from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.reloading import Reloading, read_bytes
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Digests: TypeAlias = tuple[bytes, ...]
+Digests: TypeAlias = frozenset[bytes]
 
 SHORTEST, LONGEST = 16, 512
 """Characters of a token. `openssl rand -hex 32` makes one of 64."""
 MOST_TOKENS = 1000
-"""Each call is compared with all of them, at about 0.3 us a token."""
 OPEN = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
 """Health needs no token: load balancers ask it, and so does gRPC in a client, which sends none there."""
 
@@ -40,9 +38,8 @@ class Tokens:
         self._digests = Reloading("tokens", [path], lambda: read_tokens(path))
 
     def know(self, token: str) -> bool:
-        """Whether the file has it. Takes as long for one as for another: all are compared, by their digests."""
-        mine = _digest(token.encode())
-        return sum(hmac.compare_digest(mine, digest) for digest in self._digests.value()) > 0
+        """Whether the file has it. How long that takes can tell something of digests only, never of a token."""
+        return _digest(token.encode()) in self._digests.value()
 
 
 def read_tokens(path: str) -> Digests:
@@ -64,7 +61,7 @@ def read_tokens(path: str) -> Digests:
             )
     if not 1 <= len(tokens) <= MOST_TOKENS:
         raise ValueError(f"--token-file is {path}: it holds {len(tokens)} tokens, of 1 to {MOST_TOKENS}")
-    return tuple(_digest(token) for token in tokens.values())
+    return frozenset(_digest(token) for token in tokens.values())
 
 
 class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

@@ -28,10 +28,6 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_IDS = 64
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """Printable ASCII."""
-BYTES_OF_OPTIONS = 64 << 10
-"""What a request may have beside its prompt."""
-BYTES_OF_A_TOKEN = 64
-"""Of a prompt. The longest piece of Mistral's vocabularies is 16 spaces, or 48 bytes where U+2581 is written out."""
 
 
 class InvalidField(ValueError):  # noqa: N818  (what it says, not what it is)
@@ -64,11 +60,6 @@ class Request:
             stopping=self.stopping,
             remaining_ms=remaining_ms,
         )
-
-
-def request_limit_bytes(context: int) -> int:
-    """The size of a request on the wire: a prompt that fills the context fits."""
-    return BYTES_OF_OPTIONS + BYTES_OF_A_TOKEN * context
 
 
 def choose_request_id(message: pb.GenerateRequest) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sample_results
 from fake_server import FakeServer
+from ray_cluster import RayCluster
 from service import Service
 
 from tramontane.client import Client
@@ -24,6 +25,12 @@ _state = tempfile.TemporaryDirectory(prefix="tramontane-tests-")
 os.environ["XDG_STATE_HOME"] = _state.name
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist begin with the tests that start Ray: theirs are the longest files."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +72,13 @@ def service() -> Iterator[Service]:
         yield running
     finally:
         assert running.end() == 0, running.output
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[RayCluster]:
+    """A Ray of two nodes with one CPU each, so that two stages cannot lie on one. Tests must leave nothing served."""
+    cluster = RayCluster(1, 1)
+    try:
+        yield cluster
+    finally:
+        cluster.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
 
 import numpy as np
 
@@ -29,19 +28,20 @@ def open_load(duration_s, warmup_s=0.0, kind="poisson", rate=10.0):
 
 def answer(intended_s, first_s, ended_s, *, tokens=1, **changes):
     """A completed request whose tokens came one by one, evenly between the first and the end."""
-    times_s = tuple(float(time_s) for time_s in np.linspace(first_s, ended_s, tokens))
-    record = Record(
-        number=0,
-        intended_s=float(intended_s),
-        sent_s=float(intended_s),
-        message_times_s=times_s,
-        message_tokens=(1,) * tokens,
-        ended_s=float(ended_s),
-        status=OK,
-        prompt_tokens=10,
-        completion_tokens=tokens,
-    )
-    return replace(record, **changes)
+    first_s, ended_s = float(first_s), float(ended_s)
+    gap_s = (ended_s - first_s) / (tokens - 1) if tokens > 1 else 0.0
+    values = {
+        "number": 0,
+        "intended_s": float(intended_s),
+        "sent_s": float(intended_s),
+        "message_times_s": (first_s, *(first_s + place * gap_s for place in range(1, tokens - 1)), ended_s)[:tokens],
+        "message_tokens": (1,) * tokens,
+        "ended_s": ended_s,
+        "status": OK,
+        "prompt_tokens": 10,
+        "completion_tokens": tokens,
+    }
+    return Record(**(values | changes))
 
 
 def queue(arrivals_s, services_s, servers=1, *, tokens=1):

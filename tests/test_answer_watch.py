@@ -1,4 +1,4 @@
-"""A part that does not answer is noticed, one that is slow or gone is not blamed, nor is it when the watcher slept."""
+"""A part that does not answer is noticed, one that is slow is not blamed, nor is any when the watcher slept."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Part:
 
     def __init__(self) -> None:
         self.stopped = False
-        self.gone = False
+        self.fails = False
         self.heard: list[float] = []
 
     async def ask(self) -> None:
-        if self.gone:
-            raise ConnectionError("gone")
+        if self.fails:
+            raise ConnectionError("Ray is busy")
         if self.stopped:
             await asyncio.sleep(1e9)
 
@@ -60,15 +60,32 @@ def test_a_stopped_part_is_told_within_seven_seconds_and_again_until_it_goes_on(
     run(scene())
 
 
-def test_beyond_the_limit_and_with_a_part_that_is_gone_it_ends():
+def test_beyond_the_limit_it_ends():
     async def scene():
         part = Part()
         part.stopped = True
         task = await watched(part, 60)
         assert task.done()
         assert max(part.heard) >= 30
-        part.gone = True
-        assert (await watched(part, 5)).done()
+
+    run(scene())
+
+
+def test_a_question_that_fails_ends_no_watch_and_for_long_is_silence():
+    async def scene():
+        part = Part()
+        part.fails = True
+        task = await watched(part, 4)
+        part.fails = False
+        await asyncio.sleep(4)
+        assert set(part.heard) == {0.0}
+        part.stopped = True
+        await asyncio.sleep(10)
+        assert part.heard[-1] > 0.0
+        part.stopped, part.fails = False, True
+        await asyncio.sleep(60)
+        assert task.done()
+        assert max(part.heard) >= 30
 
     run(scene())
 

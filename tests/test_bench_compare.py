@@ -1,5 +1,6 @@
 """Comparing runs: alike ones are rarely called worse, a slower server is found, what cannot be compared is refused."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -31,9 +32,14 @@ def run(plan_seed, noise_seed, slowdown=1.0, load=LOAD, **changes):
     return result_of(records, replace(load, seed=plan_seed), objectives=[parse_objective("e2el:p95<1s")], **changes)
 
 
+run_once = functools.cache(run)
+
+
 def share_called_worse(slowdown, *, one_plan, pairs=20):
     found = [
-        compare(run(pair, 2 * pair + 1), run(pair if one_plan else pair + 1000, 2 * pair + 2, slowdown)).exit_status
+        compare(
+            run_once(pair, 2 * pair + 1), run_once(pair if one_plan else pair + 1000, 2 * pair + 2, slowdown)
+        ).exit_status
         for pair in range(pairs)
     ]
     return sum(found) / pairs

@@ -27,8 +27,6 @@ from tramontane.client import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
-    StatusError,
-    Unavailable,
 )
 from tramontane.cluster.private_folder import sockets_folder
 from tramontane.stages.config import ModelConfig
@@ -56,23 +54,6 @@ def idle(client: Client) -> bool:
     """Nothing runs, nothing waits, no block is held."""
     (router,) = client.stats().routers
     return not (router.running or router.waiting or router.in_flight_microbatches or any(router.kv_blocks_used))
-
-
-def ended(client: Client) -> bool:
-    """Health says that nothing serves; soon after a break nobody is left to say it."""
-    try:
-        return client.health() is HealthStatus.NOT_SERVING
-    except Unavailable:
-        return True
-
-
-def answers(client: Client, dead: int) -> bool:
-    """A controller other than the dead one has found all parts again."""
-    try:
-        pids = {process.pid for process in client.stats().processes}
-    except StatusError:
-        return False
-    return dead not in pids and len(pids) == 5
 
 
 def test_text_streams_and_is_what_the_unary_call_says(client: Client) -> None:
@@ -202,53 +183,6 @@ def test_more_than_the_machine_has_is_said() -> None:
     refused = Service("--stages", "2", "--cpus-per-stage", "4096")
     refused.wait_for("no room for the pipeline: 2 stages ask for 4096 CPU each", timeout_s=90)
     assert refused.process.wait(60) == 1
-
-
-def test_killed_parts_a_controller_is_missed_by_nobody_a_stage_ends_its_requests_at_once() -> None:
-    broken = Service("--stages", "2", "--dtype", "float32")
-    try:
-        with Client(broken.target, ClientOptions(wait=False)) as client:
-            processes = client.stats().processes
-            controller = next(process for process in processes if process.role == "controller")
-            stage = next(process for process in processes if process.name == "0.1")
-            with client.stream(VERSE, max_tokens=400, ignore_eos=True) as stream:
-                next(iter(stream))
-                os.kill(controller.pid, signal.SIGKILL)
-                assert sum(len(delta.token_ids) for delta in stream) == 399
-            eventually(lambda: answers(client, controller.pid), 60)
-            assert client.health() is HealthStatus.SERVING
-            with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
-                next(iter(stream))
-                os.kill(stage.pid, signal.SIGKILL)
-                with pytest.raises(Unavailable):
-                    list(stream)
-            eventually(lambda: ended(client))
-            with pytest.raises(Unavailable):
-                client.generate("x", timeout_s=10)
-        broken.wait_for("not serving: ")
-        broken.process.wait(60)
-    finally:
-        assert broken.end() == 1
-
-
-@pytest.mark.parametrize("role", ["router", "gateway"])
-def test_a_killed_router_or_gateway_is_said(role: str) -> None:
-    broken = Service("--stages", "1")
-    try:
-        with Client(broken.target, ClientOptions(wait=False)) as client:
-            pid = next(process.pid for process in client.stats().processes if process.role == role)
-            with client.stream(VERSE, max_tokens=3000, ignore_eos=True) as stream:
-                next(iter(stream))
-                os.kill(pid, signal.SIGKILL)
-                with pytest.raises(Unavailable):
-                    list(stream)
-            if role == "router":
-                eventually(lambda: ended(client))
-        broken.wait_for("not serving: ")
-        broken.process.wait(60)
-    finally:
-        assert broken.end() == 1
-    assert Path(broken.wait_for(r"^Ray's files stay in (\S+)")[1], "logs").is_dir()
 
 
 def test_the_port_opens_before_loading_and_a_killed_serve_leaves_nothing() -> None:

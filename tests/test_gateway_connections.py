@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from calls import Code, eventually, failure, generate, stub_of
@@ -64,25 +67,47 @@ PINGING = {
 """A client that pings as often as gRPC lets it, which is once a second."""
 
 
-@pytest.mark.parametrize("allowed_s", [0.5, 10.0])
-async def test_pings_are_welcome_up_to_a_rate(peers, monkeypatch, allowed_s):
-    """With a call under way and without; who pings more often loses the connection."""
-    monkeypatch.setattr(gateways, "MIN_PING_INTERVAL_S", allowed_s)
+@dataclass
+class Pinged:
+    """A gateway, and two clients that ping it: one without a call, one with a call that does not go on."""
+
+    pipeline: FakePipeline
+    idle: Any
+    busy: Any
+
+    async def start(self) -> None:
+        await generate(self.idle, "a summer")
+        self.pipeline.running.clear()
+        self.silent = asyncio.ensure_future(generate(self.busy, "a summer"))
+
+    async def end(self) -> None:
+        self.pipeline.running.set()
+        await generate(self.idle, "a summer")
+
+
+@asynccontextmanager
+async def pinged() -> AsyncIterator[Pinged]:
     pipeline = FakePipeline()
     async with serving(pipeline) as (_, target), stub_of(target, **PINGING) as idle, stub_of(target, **PINGING) as busy:
-        await generate(idle, "a summer")
-        pipeline.running.clear()
-        silent = asyncio.ensure_future(generate(busy, "a summer"))
-        await asyncio.sleep(5)
-        pipeline.running.set()
-        await generate(idle, "a summer")
-        if allowed_s < 1:
-            assert (await silent).finished.usage.completion_tokens == 8
-            assert len(set(peers)) == 2
-        else:
-            error = await failure(silent)
+        yield Pinged(pipeline, idle, busy)
+
+
+async def test_pings_are_welcome_up_to_a_rate(peers, monkeypatch):
+    """With a call under way and without; who pings more often loses the connection."""
+    monkeypatch.setattr(gateways, "MIN_PING_INTERVAL_S", 0.5)
+    async with pinged() as patient:
+        monkeypatch.setattr(gateways, "MIN_PING_INTERVAL_S", 10.0)
+        async with pinged() as strict:
+            both = (patient, strict)
+            await asyncio.gather(*(each.start() for each in both))
+            await asyncio.sleep(5)
+            await patient.end()
+            assert (await patient.silent).finished.usage.completion_tokens == 8
+            assert len(set(peers)) == 4, "two of each gateway"
+            await strict.end()
+            error = await failure(strict.silent)
             assert (error.code(), error.details()) == (Code.UNAVAILABLE, "Too many pings")
-            assert len(set(peers)) == 3
+            assert len(set(peers)) == 5
 
 
 async def test_a_client_whose_machine_is_gone_is_found(monkeypatch):

@@ -61,6 +61,14 @@ async def test_honest_calls_at_once_are_all_served(count, connections):
         assert await ends_of(calls) == {"OK": count}
 
 
+async def test_more_calls_than_a_connection_has_streams_are_all_served(monkeypatch):
+    """A stream that the client has done with is not yet gone from the gateway, and the next comes meanwhile."""
+    monkeypatch.setattr(gateways, "STREAMS_OF_A_CONNECTION", 256)
+    monkeypatch.setattr(gateways, "ENDING_STREAMS", 128)
+    async with serving() as (_, target), stub_of(target) as stub:
+        assert await ends_of(stub.Generate(ask()) for _ in range(1500)) == {"OK": 1500}
+
+
 @pytest.mark.parametrize("count", [1500, 4000])
 async def test_beyond_a_user_s_share_calls_are_refused_at_once_with_a_hint(monkeypatch, count):
     monkeypatch.setattr(interceptors, "OPEN_CALLS", 800)

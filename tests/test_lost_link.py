@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -104,6 +105,8 @@ async def test_a_gateway_that_does_not_read_is_cut_off_and_linked_again_when_it_
         stub_of(target) as stub,
     ):
         transport = made[0]._link._stream._connected
+        for peer in whole.router._desk._peers:  # else a socket may hold the whole answer
+            peer.link._stream.line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         call = stub.GenerateStream(greedy(CONTEXT - len(PROMPT)))
         await eventually(lambda: not whole.idle)
         transport.pause_reading()  # before most of the tokens have come, however slow the call is

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,23 +18,23 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from models import cached_checkpoint
-from test_serve import OPTIONS, TWO_CPUS
 
 from tramontane.client.connecting import connects
-from tramontane.cluster.planning import plan_service
+from tramontane.cluster.cli import serve
+from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.site import configured_secret
+from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tls import read_identity
 from tramontane.cluster.tokens import read_tokens
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 RIGHT = {
-    "config.json": {},
     "generation_config.json": {"eos_token_id": [2], "pad_token_id": -1},
     "added_tokens.json": {"<|im_end|>": 5},
     "tokenizer.json": {"added_tokens": [{"id": 4, "content": "x", "special": True}], "model": {"vocab": {"a": 5}}},
     "tokenizer_config.json": {"added_tokens_decoder": {"4": {"content": "x"}}, "eos_token": {"content": "</s>"}},
-    INDEX: {"weight_map": {}},
 }
+"""What lies beside config.json, the weights, their index and tokenizer.model."""
 KEYS = {
     "config.json": ["architectures", "model_type", "layer_types", "rope_parameters", "rope_scaling", "rope_theta"],
     "added_tokens.json": ["<s>", "\ud800", "two\nlines"],
@@ -57,15 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A right checkpoint folder with every file that is read."""
     folder = tmp_path_factory.mktemp("odd") / "model"
     shutil.copytree(cached_checkpoint("MixtralForCausalLM", tokenizer=True), folder)
-    for name, values in RIGHT.items():
-        if name == "config.json":
-            continue
-        if name == INDEX:
-            header = header_of((folder / SINGLE).read_bytes())
-            values = {"weight_map": {tensor: SINGLE for tensor in header if tensor != "__metadata__"}}
+    tensors = header_of((folder / SINGLE).read_bytes()).keys() - {"__metadata__"}
+    for name, values in {**RIGHT, INDEX: {"weight_map": dict.fromkeys(tensors, SINGLE)}}.items():
         (folder / name).write_text(json.dumps(values))
-    assert plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS).sampleable_ids > 300
+    assert planned(folder).sampleable_ids > 300
     return folder
+
+
+def planned(folder: Path) -> ServiceSpec:
+    """As `serve` plans it without options."""
+    return plan_service(ServeOptions(**serve.make_context("serve", [str(folder)]).params), [])
 
 
 def header_of(content: bytes) -> dict:
@@ -116,7 +116,7 @@ def is_read_or_refused(read: Callable[[], object], path: Path) -> None:
         assert str(path.parent) in line
 
 
-@pytest.mark.parametrize("name", [*RIGHT, "tokenizer.model", SINGLE])
+@pytest.mark.parametrize("name", ["config.json", *RIGHT, INDEX, SINGLE, "tokenizer.model"])
 def test_a_checkpoints_small_files(folder: Path, name: str) -> None:
     right = (folder / name).read_bytes()
     most = 40 if name == "tokenizer.model" else 100
@@ -130,7 +130,7 @@ def test_a_checkpoints_small_files(folder: Path, name: str) -> None:
     @example(b"version https://git-lfs.github.com/spec/v1\n")
     def reads(content: bytes) -> None:
         (folder / name).write_bytes(content)
-        is_read_or_refused(lambda: plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS), folder / name)
+        is_read_or_refused(lambda: planned(folder), folder / name)
 
     try:
         reads()

@@ -24,16 +24,6 @@ pytestmark = pytest.mark.ray
 TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
 
 
-@pytest.fixture
-def cluster() -> Iterator[RayCluster]:
-    """Two nodes with one CPU each, so that two stages cannot lie on one."""
-    cluster = RayCluster(1, 1)
-    try:
-        yield cluster
-    finally:
-        cluster.end()
-
-
 def run(cluster: RayCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [TRAMONTANE, *arguments, "--address", cluster.address],
@@ -64,33 +54,33 @@ def joined(cluster: RayCluster) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def test_a_detached_service_over_two_nodes_lives_until_down(cluster: RayCluster) -> None:
+def test_a_detached_service_over_two_nodes_lives_until_down(two_nodes: RayCluster) -> None:
     serve = ["serve", "--stages", "2", "--cpus-per-stage", "1", "--port", "0"]
-    started = run(cluster, *serve, "--detach")
+    started = run(two_nodes, *serve, "--detach")
     assert started.returncode == 0, started.stdout + started.stderr
     target = started.stdout.split(" on ")[-1].strip()
     with Client(target) as client:
         assert len(client.generate("The king", max_tokens=12, ignore_eos=True).token_ids) == 12
         processes = client.stats().processes
     assert len({process.node for process in processes if process.role == "stage"}) == 2
-    assert cluster.secret not in started.stdout + started.stderr
+    assert two_nodes.secret not in started.stdout + started.stderr
 
-    second = run(cluster, *serve)
+    second = run(two_nodes, *serve)
     assert second.returncode == 1
     assert "serves a model already" in second.stderr
 
     gateway = next(process for process in processes if process.role == "gateway")
     os.kill(gateway.pid, signal.SIGSTOP)  # a hung part must not keep the others alive
-    assert down(cluster) == (0, ["ending", "ended"])
+    assert down(two_nodes) == (0, ["ending", "ended"])
     eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
-    assert down(cluster) == (1, ["nothing"])
+    assert down(two_nodes) == (1, ["nothing"])
 
 
-def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_refused(cluster: RayCluster) -> None:
-    serve = [TRAMONTANE, "serve", "--port", "0", "--address", cluster.address]
-    with joined(cluster) as ray:  # one stage must not ask for what two nodes have together
+def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_refused(two_nodes: RayCluster) -> None:
+    serve = [TRAMONTANE, "serve", "--port", "0", "--address", two_nodes.address]
+    with joined(two_nodes) as ray:  # one stage must not ask for what two nodes have together
         eventually(lambda: ray.cluster_resources().get("CPU") == 2)
-    first = subprocess.Popen(serve, env=cluster.environment, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(serve, env=two_nodes.environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     target = next(line for line in first.stdout if line.startswith("ready")).split(" on ")[-1].strip()
     first.kill()
@@ -99,10 +89,21 @@ def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_re
         assert client.generate("The king", max_tokens=4, ignore_eos=True).token_ids
         processes = client.stats().processes
 
-    with joined(cluster) as ray:
+    with joined(two_nodes) as ray:
         ray.kill(ray.get_actor("controller", namespace="tramontane"))
-    refused = run(cluster, "serve", "--port", "0")
+    refused = run(two_nodes, "serve", "--port", "0")
     assert refused.returncode == 1
     assert "stage-0.0" in refused.stderr
-    assert run(cluster, "down").returncode == 0
+    assert run(two_nodes, "down").returncode == 0
     eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
+
+
+def test_a_service_that_was_ended_from_elsewhere_ends_its_serve(two_nodes: RayCluster) -> None:
+    command = [TRAMONTANE, "serve", "--json", "--port", "0", "--address", two_nodes.address]
+    process = subprocess.Popen(command, env=two_nodes.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(json.loads(line)["event"] == "ready" for line in process.stdout)
+    assert down(two_nodes) == (0, ["ending", "ended"])
+    told, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert json.loads(told.splitlines()[-1])["message"] == "not serving: the service was ended from elsewhere"

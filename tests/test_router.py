@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import virtual_time
+from fake_stages import layout_of
 from local_pipeline import LocalPipeline
 from models import cached_checkpoint, load_tensors
 from reference_model import greedy
+from wires import socket_folder
 
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import EndReason
+from tramontane.cluster.router import BIND_TIMEOUT_S, Router
+from tramontane.cluster.scheduler_options import SchedulerOptions
+from tramontane.cluster.site import Site
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.warm_up import WarmUp
 from tramontane.deploy.demo import VERSE
@@ -163,6 +169,28 @@ async def test_a_stage_that_fails_while_binding_is_named_at_once(folder) -> None
             await asyncio.wait_for(second.bind(), 20)
         assert second.is_broken
         await second.close()
+
+
+class SilentStage:
+    """A stage's process that lives, and answers nothing."""
+
+    async def epoch(self) -> int:
+        return await asyncio.get_running_loop().create_future()
+
+
+def test_stages_that_do_not_answer_break_the_binding_in_time() -> None:
+    async def bind(sockets: Path) -> float:
+        site = Site(node="here", sockets=sockets, secret=b"of the tests")
+        options = SchedulerOptions(layout=layout_of((None,)), context=64, max_batch_tokens=64, max_waiting=4)
+        router = Router("router-0", site, [SilentStage()], options, hang_limit_s=45.0)
+        with pytest.raises(RuntimeError, match=f"did not bind within {BIND_TIMEOUT_S:.0f} s"):
+            await router.bind()
+        assert router.is_broken
+        await router.close()
+        return asyncio.get_running_loop().time()
+
+    with socket_folder() as sockets:
+        assert virtual_time.run(bind(sockets)) >= BIND_TIMEOUT_S
 
 
 async def test_a_new_router_binds_higher_and_fences_the_old_one(folder, expected) -> None:

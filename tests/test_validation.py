@@ -16,13 +16,9 @@ from tramontane.cluster.steps import finish
 from tramontane.cluster.text import detokenize
 from tramontane.cluster.tokenizer import Tokenizer
 from tramontane.cluster.validation import (
-    MAX_STOP_IDS,
-    MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS,
     InvalidField,
     Request,
     choose_request_id,
-    request_limit_bytes,
     validate_ids,
     validate_in_steps,
 )
@@ -179,19 +175,6 @@ def test_a_request_without_a_fit_name_gets_one():
     unnamed = {choose_request_id(pb.GenerateRequest()) for _ in range(8)}
     assert len(unnamed) == 8
     assert choose_request_id(pb.GenerateRequest(request_id="a\x1b[2J")) != "a\x1b[2J"
-
-
-def test_the_size_limit_follows_the_context():
-    assert request_limit_bytes(4096) == (64 << 10) + 64 * 4096
-    for context in (2, 4096, 1 << 20):
-        for prompt in (
-            {"text": ("\N{LOWER ONE EIGHTH BLOCK}" * 16) * context},
-            {"tokens": pb.TokenIds(ids=[1 << 31] * context)},
-        ):
-            strings = ["x" * MAX_STOP_STRING_BYTES] * MAX_STOP_STRINGS
-            stopping = pb.Stopping(strings=strings, token_ids=[1 << 31] * MAX_STOP_IDS)
-            request = pb.GenerateRequest(stopping=stopping, request_id="x" * 128, model="x" * 4096, **prompt)
-            assert request.ByteSize() <= request_limit_bytes(context)
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized():

@@ -1,7 +1,7 @@
 """The CUDA kernel set: torch operators, few of them and none that makes the host wait for the device within a layer.
 
 Attention in bfloat16 is one call of Flash Attention (`torch.nn.attention.varlen`) on packed lengths, with grouped heads
-and the window. float32, which Flash Attention does not take, stays with the reference, a piece at a time.
+and the window. float32, which Flash Attention does not take, is the reference's, a piece at a time.
 
 Flash Attention 2, which torch builds in, reads a block table only with pages of a multiple of 256 rows, and ours are
 smaller: so the positions that a piece sees are gathered in order first. They end with the piece's last query, and that
@@ -28,11 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tramontane.stages import sampler
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.places import Places
 from tramontane.stages.kernels.reference import ReferenceKernels, ReferencePlan
+from tramontane.stages.kernels.torch_rows import TorchRows, rope_angles
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int64Array, Microbatch
+from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
 from tramontane.stages.weights import LayerWeights
 
 ALIGNED_BYTES = 16
@@ -88,19 +91,22 @@ class VarlenPieces:
     """Positions that a query sees, its own included; None is all."""
 
 
-class CudaKernels(ReferenceKernels):
+class CudaKernels(TorchRows):
     """See the module's docstring. `attend` takes the place of `varlen_attn`, for any dtype.
-
-    Embedding, head and storage are the reference's; layers and plans are its own, hence the overrides.
 
     Raises:
         ValueError: grouped products do not take a size of the experts.
     """
 
+    sample = staticmethod(sampler.sample)
+    score = staticmethod(sampler.score)
+
     def __init__(
         self, config: ModelConfig, dtype: str, device: str, attend: Callable[..., Tensor] | None = None
     ) -> None:
         super().__init__(config, dtype, device)
+        self.row_invariant = False
+        self._reference = ReferenceKernels(config, dtype, device)
         aligned = ALIGNED_BYTES // self._dtype.itemsize
         for field, value in (("hidden_size", config.dim), ("intermediate_size", config.ffn_dim)):
             if config.experts and value % aligned:
@@ -116,7 +122,7 @@ class CudaKernels(ReferenceKernels):
             self._gqa_options = {"enable_gqa": config.kv_heads < config.heads}
         self.name = f"cuda-{'plain' if self._varlen is None else 'varlen'}-{dtype}"
 
-    def pack_layer(self, weights: LayerWeights) -> CudaLayer:  # type: ignore[override]
+    def pack_layer(self, weights: LayerWeights) -> CudaLayer:
         def stacked(matrices: Sequence[Sequence[Tensor]]) -> Tensor:
             """One matrix of several below one another, for each expert; never two copies of all on the device."""
             outputs = [len(matrix) for matrix in matrices[0]]
@@ -141,21 +147,18 @@ class CudaKernels(ReferenceKernels):
             w2=stacked([(matrix,) for matrix in weights.w2]),
         )
 
-    def plan(  # type: ignore[override]
-        self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]
-    ) -> dict[int, CudaPlan]:
+    def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, CudaPlan]:
         """Each class's pieces, and the rotations that all share."""
         cos_T1h, sin_T1h = self._rotations(microbatch)
         plans = {}
         for index in classes:
             places = Places(microbatch, layout, index)
-            plain = self._varlen is None
-            pieces = self._plan(microbatch, places) if plain else self._plan_varlen(microbatch, places)
-            plans[index] = CudaPlan(self._index(places.written), cos_T1h, sin_T1h, pieces)
+            plan = self._plan_varlen if self._varlen is not None else self._reference.plan_pieces
+            plans[index] = CudaPlan(self._index(places.written), cos_T1h, sin_T1h, plan(microbatch, places))
         return plans
 
     def _rotations(self, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-        angle_T1h = self._angles(self._index(microbatch.position))
+        angle_T1h = rope_angles(self._config, self._index(microbatch.position))
         cos, sin = angle_T1h.cos(), angle_T1h.sin()
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
@@ -178,9 +181,7 @@ class CudaKernels(ReferenceKernels):
     def _ends(self, lengths_S: Int64Array) -> Tensor:
         return self._index(np.concatenate([[0], lengths_S.cumsum()])).to(torch.int32)
 
-    def attention(  # type: ignore[override]
-        self, layer: CudaLayer, rows_TD: Tensor, plan: CudaPlan, storage: Tensor, index: int
-    ) -> Tensor:
+    def attention(self, layer: CudaLayer, rows_TD: Tensor, plan: CudaPlan, storage: Tensor, index: int) -> Tensor:
         config = self._config
         heads_TXh = F.linear(self._norm(rows_TD, layer.attention_norm_D), layer.qkv).unflatten(1, (-1, config.head_dim))
         turned_TXh = self._turned(heads_TXh[:, : config.heads + config.kv_heads], plan)
@@ -202,7 +203,7 @@ class CudaKernels(ReferenceKernels):
         self, queries_THh: Tensor, keys: Tensor, values: Tensor, pieces: ReferencePlan | VarlenPieces
     ) -> Tensor:
         if isinstance(pieces, ReferencePlan):
-            return self._attend_all(queries_THh, keys, values, pieces)
+            return self._reference.attend_pieces(queries_THh, keys, values, pieces)
         assert self._varlen is not None
         attended_THh: Tensor = self._varlen(
             queries_THh.contiguous(),
@@ -223,7 +224,7 @@ class CudaKernels(ReferenceKernels):
         normed_TD: Tensor = F.rms_norm(rows_TD, (self._config.dim,), eps=self._config.norm_eps)
         return weight_D * normed_TD
 
-    def experts(self, layer: CudaLayer, rows_TD: Tensor) -> Tensor:  # type: ignore[override]
+    def experts(self, layer: CudaLayer, rows_TD: Tensor) -> Tensor:
         normed_TD = self._norm(rows_TD, layer.ffn_norm_D)
         if layer.gate is None:
             return rows_TD + F.linear(_gated(F.linear(normed_TD, layer.w13[0])), layer.w2[0])
@@ -241,6 +242,14 @@ class CudaKernels(ReferenceKernels):
         outputs_TAD = torch.empty_like(outputs).index_copy_(0, order, outputs).unflatten(0, (-1, chosen))
         summed_TD: Tensor = rows_TD + (outputs_TAD * share_TA[..., None]).sum(1)
         return summed_TD.to(self._dtype)
+
+    def blocks(self, blocks: Sequence[Block], rows_TD: Tensor) -> Tensor:
+        return one_by_one(self, blocks, rows_TD)
+
+    def head(self, head: tuple[Tensor, Tensor], rows_TD: Tensor, asked_M: Int32Array | None = None) -> Tensor:
+        norm_D, head_VD = head
+        rows_MD = rows_TD if asked_M is None else rows_TD[self._index(asked_M)]
+        return F.linear(self._norm(rows_MD, norm_D), head_VD).float()
 
 
 def _gated(both: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The reference kernel set: the plainest torch that says what a block is. Runs on any device, row by row in attention.
 
-It is what the other sets are compared with, so nothing here is shared with them but the ring arithmetic.
+It is what the other sets are compared with, so nothing that computes is shared with them but the ring arithmetic.
 
 Letters: T rows, S pieces, D dim, H query heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, N rows
 of a piece, P positions that they see, M some rows, V vocabulary.
@@ -20,9 +20,10 @@ from tramontane.stages import sampler
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import Block, one_by_one
 from tramontane.stages.kernels.places import Places
+from tramontane.stages.kernels.torch_rows import TorchRows, rope_angles
 from tramontane.stages.kv_layout import KVLayout
-from tramontane.stages.microbatch import Int32Array, Int64Array, Microbatch
-from tramontane.stages.weights import TORCH_DTYPES, LayerWeights
+from tramontane.stages.microbatch import Int32Array, Microbatch
+from tramontane.stages.weights import LayerWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +54,16 @@ class ReferencePlan:
     """[S]"""
 
 
-class ReferenceKernels:
+class ReferenceKernels(TorchRows):
     """See the module's docstring. `Kernels` documents the methods."""
 
     sample = staticmethod(sampler.sample)
     score = staticmethod(sampler.score)
 
     def __init__(self, config: ModelConfig, dtype: str, device: str) -> None:
+        super().__init__(config, dtype, device)
         self.name = f"reference-{dtype}"
         self.row_invariant = False
-        self._config = config
-        self._dtype = TORCH_DTYPES[dtype]
-        self._device = torch.device(device)
-
-    def pack_embedding(self, embedding_VD: Tensor) -> Tensor:
-        return embedding_VD.to(self._device)
 
     def pack_layer(self, weights: LayerWeights) -> LayerWeights:
         def there(value: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
@@ -77,24 +73,11 @@ class ReferenceKernels:
 
         return LayerWeights(**{name: there(value) for name, value in vars(weights).items()})  # type: ignore[arg-type]
 
-    def pack_head(self, norm_D: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
-        return norm_D.to(self._device), head_VD.to(self._device, copy=True)
-
-    def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
-        """[layers, keys or values, blocks, block, K, h]"""
-        shape = (layers, 2, blocks, block, self._config.kv_heads, self._config.head_dim)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
-
-    def fill(self, storage: Tensor, blocks: Int32Array, value: float) -> None:
-        storage[:, :, self._index(blocks)] = value
-
-    def _index(self, values: Int32Array | Int64Array) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self._device)
-
     def plan(self, microbatch: Microbatch, layout: KVLayout, classes: Sequence[int]) -> dict[int, ReferencePlan]:
-        return {index: self._plan(microbatch, Places(microbatch, layout, index)) for index in classes}
+        return {index: self.plan_pieces(microbatch, Places(microbatch, layout, index)) for index in classes}
 
-    def _plan(self, microbatch: Microbatch, places: Places) -> ReferencePlan:
+    def plan_pieces(self, microbatch: Microbatch, places: Places) -> ReferencePlan:
+        """What each piece sees, in one window class."""
         pieces = []
         for number, (start, first, length) in enumerate(
             zip(microbatch.start.tolist(), microbatch.first.tolist(), microbatch.length.tolist(), strict=True)
@@ -110,15 +93,6 @@ class ReferenceKernels:
             )
         return ReferencePlan(self._index(microbatch.position), self._index(places.written), places.window, pieces)
 
-    def embed(self, embedding: Tensor, tokens_T: Int32Array) -> Tensor:
-        return embedding[self._index(tokens_T)]
-
-    def enter(self, rows_TD: Tensor) -> Tensor:
-        return rows_TD.to(self._device, copy=True)
-
-    def leave(self, rows_TD: Tensor) -> Tensor:
-        return rows_TD.cpu().contiguous()
-
     def attention(
         self, layer: LayerWeights, rows_TD: Tensor, plan: ReferencePlan, storage: Tensor, index: int
     ) -> Tensor:
@@ -131,10 +105,10 @@ class ReferenceKernels:
         key_pool, value_pool = storage[index].flatten(1, 2).unbind(0)
         key_pool[plan.written_T] = keys_TKh
         value_pool[plan.written_T] = values_TKh
-        attended_THh = self._attend_all(queries_THh, key_pool, value_pool, plan)
+        attended_THh = self.attend_pieces(queries_THh, key_pool, value_pool, plan)
         return rows_TD + F.linear(attended_THh.flatten(1), layer.o)
 
-    def _attend_all(self, queries_THh: Tensor, keys: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
+    def attend_pieces(self, queries_THh: Tensor, keys: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
         """Attention of every row; `keys` and `values` are the pools, [places, K, h]."""
         return torch.cat(
             [
@@ -160,15 +134,9 @@ class ReferenceKernels:
     def _rope(self, heads_TXh: Tensor, position_T: Tensor) -> Tensor:
         """Turn the pairs (i, i + h/2) by position x theta^(-2i/h)."""
         first, second = heads_TXh.float().chunk(2, dim=-1)
-        angle_T1h = self._angles(position_T)
+        angle_T1h = rope_angles(self._config, position_T)
         cos, sin = angle_T1h.cos(), angle_T1h.sin()
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(self._dtype)
-
-    def _angles(self, position_T: Tensor) -> Tensor:
-        """Of each row's pairs, for all heads; float32. [T, 1, h / 2]"""
-        half = self._config.head_dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self._device) * 2 / self._config.head_dim
-        return (position_T.float()[:, None] * (1.0 / self._config.rope_theta**exponent))[:, None]
 
     def _norm(self, rows_TD: Tensor, weight_D: Tensor) -> Tensor:
         wide_TD = rows_TD.float()
