@@ -8,6 +8,7 @@
 """
 
 from tramontane.client.aio import AsyncClient, AsyncStream
+from tramontane.client.arguments import GenerateArguments
 from tramontane.client.channel import ClientOptions, Tls
 from tramontane.client.client import Client, Stream
 from tramontane.client.errors import (
@@ -44,7 +45,6 @@ from tramontane.client.types import (
     Timings,
     Usage,
 )
-from tramontane.client.wire import GenerateArguments
 
 __all__ = [
     "Aborted",

@@ -17,8 +17,12 @@ from typing import TypeAlias
 import grpc
 
 from tramontane import __version__
+from tramontane.client.target import check, is_local
 
 SERVICE = "tramontane.v1.Serving"
+
+REQUEST_ID_KEY = "x-request-id"
+"""The metadata that names a call which has no field for it."""
 
 GENERATE_TIMEOUT_S = 300.0
 """The default deadline of a generating call, waiting for a server included."""
@@ -31,8 +35,11 @@ Arguments: TypeAlias = list[tuple[str, str | int]]
 # some minutes, and finds a dead server long before a call's deadline. Behind a proxy with gRPC's default policy, a ping
 # every 5 minutes, it costs an idle client its connection once or twice: gRPC doubles the time when it is told so.
 _KEEPALIVE_S = 30.0
-_LOOPBACK = re.compile(r"^(localhost|127(\.\d+){3}|\[::1\]|\[::ffff:127(\.\d+){3}\])(:\d+)?$", re.IGNORECASE)
-_SCHEME = re.compile(r"^(?P<scheme>dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):(//[^/]*/)?(?P<rest>.*)$")
+# A service goes on after pauses of its parts, gateways included, up to `serve --link-silence`, 45 s. A ping may fall
+# into a pause's first moment, so the client waits as long; a server that is gone is then found after 75 s at most.
+_KEEPALIVE_TIMEOUT_S = 45.0
+REACH_TIMEOUT_S = 30.0
+"""How long a server is tried that cannot be reached, by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,20 +80,26 @@ class ClientOptions:
     clear_token: bool = False
     """Allow the token to travel beyond this machine without TLS, where anyone on the way can read it."""
     wait: bool = True
-    """Generating calls wait under their deadline for a server that serves; else they fail at once with Unavailable."""
+    """Generating calls wait under their deadline for a server that serves; else they fail at once with Unavailable.
+    Why they wait is told by the logger `tramontane.client` and by a stream's `waiting_for`."""
+    reach_timeout_s: float = REACH_TIMEOUT_S
+    """A generating call that waits ends with Unavailable when nobody could be reached for so long: no such name, nobody
+    there, no connection. What cannot change by waiting, as a certificate that is not trusted, ends it at once."""
     retry_refused: bool = True
     """A request that a full server refuses is tried again when the server says, as long as its deadline allows; else
     ResourceExhausted is raised at once."""
     max_message_bytes: int = 64 * 1024 * 1024
     """Of one request or response."""
     attempts: int = 4
-    """Tries of a call that fails with UNAVAILABLE before its first message, 1 to 5. 1 means no retry. Between them
-    lie 0.2 to 2 s, or what the server's `grpc-retry-pushback-ms` says; after many failures all retries stop."""
+    """Tries of a call that fails with UNAVAILABLE before its first message, 1 to 5. 1 means no retry; `models` and
+    `health` have none. Between them lie 0.2 to 2 s, or what the server's `grpc-retry-pushback-ms` says; after many
+    failures all retries stop."""
     keepalive_s: float = _KEEPALIVE_S
     """Ping so long after the last sign of life, during calls only (watching a server's health is one). A server may
     close connections that ping more often than it allows: ours each 20 s, gRPC's default each 300 s."""
-    keepalive_timeout_s: float = 20.0
-    """A connection is dead when a ping goes unanswered for so long."""
+    keepalive_timeout_s: float = _KEEPALIVE_TIMEOUT_S
+    """A connection is dead when a ping goes unanswered for so long. So a server that pauses for less loses no stream,
+    and one that is gone without a word is noticed after `keepalive_s` and this, 75 s, at most."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= 1024:
@@ -95,16 +108,16 @@ class ClientOptions:
             raise ValueError(f"attempts is {self.attempts}; it must lie in 1 .. 5")
         if not 1024 <= self.max_message_bytes < 1 << 31:
             raise ValueError(f"max_message_bytes is {self.max_message_bytes}; it must lie in 1024 .. 2^31 - 1")
-        for name, seconds in (("keepalive_s", self.keepalive_s), ("keepalive_timeout_s", self.keepalive_timeout_s)):
+        for name in ("keepalive_s", "keepalive_timeout_s", "reach_timeout_s"):
+            seconds: float = getattr(self, name)
             if not 0.001 <= seconds <= 86_400:
                 raise ValueError(f"{name} is {seconds}; it must lie in 0.001 .. 86400")
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise ValueError("the token must be printable ASCII without spaces")
 
     def check_target(self, target: str) -> None:
-        """Raises ValueError where the target is empty or the token would travel in clear."""
-        if not target.strip():
-            raise ValueError("the target is empty; it is an address such as 127.0.0.1:50051")
+        """Raises ValueError where the target cannot be one (`target.check`), or the token would travel in clear."""
+        check(target, encrypted=self.tls is not None)
         if self.token is not None and self.tls is None and not self.clear_token and not is_local(target):
             raise ValueError(
                 f"the token would travel to {target} in clear; give TLS, or clear_token (--clear-token) if the network "
@@ -158,22 +171,22 @@ class ClientOptions:
                         "backoffMultiplier": 2,
                         "retryableStatusCodes": ["UNAVAILABLE"],
                     },
-                }
+                },
+                # Asked while nothing serves, to learn why: a failure is the answer, and must not count for others.
+                {"name": [{"service": SERVICE, "method": "ListModels"}]},
             ]
             # A failure costs a token and a success gives half a one back; with half of them gone nothing is retried.
             config["retryThrottling"] = {"maxTokens": 20, "tokenRatio": 0.5}
         return config
 
 
-def is_local(target: str) -> bool:
-    """Whether every address of the target is on this machine. Names other than localhost are not looked up.
+def client_repr(kind: str, target: str, options: ClientOptions, *, closed: bool) -> str:
+    """What `repr` says of a client; nothing that is secret.
 
-    >>> [is_local(target) for target in ("127.0.0.1:50051", "ipv4:127.0.0.1:1,10.0.0.2:1", "dns:///localhost:50051")]
-    [True, False, True]
+    >>> client_repr("Client", "10.0.0.1:50051", ClientOptions(tls=Tls()), closed=False)
+    '<Client 10.0.0.1:50051, TLS>'
     """
-    match = _SCHEME.match(target)
-    scheme, rest = (match["scheme"], match["rest"]) if match else ("dns", target)
-    return scheme.startswith("unix") or all(_LOOPBACK.match(address) for address in rest.split(","))
+    return f"<{kind} {', '.join([target, *(['TLS'] if options.tls else []), *(['closed'] if closed else [])])}>"
 
 
 def _read(name: str, path: Path | str | None) -> bytes | None:

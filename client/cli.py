@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import platform
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from typing import Any
@@ -16,16 +16,13 @@ from typing import Any
 import click
 
 from tramontane import __version__
+from tramontane.client.arguments import Prompt
 from tramontane.client.channel import GENERATE_TIMEOUT_S, SERVICE
-from tramontane.client.client import Client
+from tramontane.client.client import Client, Stream
 from tramontane.client.command_group import CommandGroup
 from tramontane.client.connecting import connects, prints_json
-from tramontane.client.errors import NotFound, TramontaneError
-from tramontane.client.types import Completion, HealthStatus, ModelInfo
-from tramontane.client.wire import Prompt
-
-_PATIENCE_S = 2.0
-"""After so long without a token, `generate` says what it waits for."""
+from tramontane.client.errors import NotFound
+from tramontane.client.types import Completion, Delta, HealthStatus, ModelInfo
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,7 +76,8 @@ def generate(
 ) -> None:
     """Continue PROMPT and print the text as it comes.
 
-    PROMPT - reads it from standard input, to the last newline. A model without a tokenizer gives no text: use --json.
+    PROMPT - reads it from standard input, to the last newline. Of a model without a tokenizer, which gives no text, the
+    token ids are printed: "1,2,3".
     """
     whole = _prompt(prompt, ids)
     begun = time.perf_counter()
@@ -88,13 +86,12 @@ def generate(
         stream = client.stream(whole, timeout_s=timeout, **arguments)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    with stream, _explain_waiting(client, timeout) as stop_waiting:
+    with stream, _waiting_told():
         for delta in stream:
             if first_s is None:
                 first_s = time.perf_counter() - begun
-                stop_waiting()
             if not as_json:
-                click.echo(delta.text, nl=False)
+                click.echo(_shown(stream, delta), nl=False)
     click.echo(json.dumps(asdict(stream.completion)) if as_json else "")
     if verbose or sys.stderr.isatty():
         click.secho(_figures(stream.completion, first_s or 0.0), err=True, dim=True)
@@ -148,28 +145,40 @@ def _prompt(prompt: str | None, ids: list[int] | None) -> Prompt:
         return ids
     if prompt is None:
         raise click.UsageError("give PROMPT or --ids")
-    return sys.stdin.read() if prompt == "-" else prompt
+    try:
+        return sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], error.start
+        raise click.ClickException(
+            f"standard input is no text in {error.encoding}: byte 0x{byte:02x} at place {place}"
+        ) from None
+
+
+def _shown(stream: Stream, delta: Delta) -> str:
+    """What `generate` prints of a delta."""
+    if not stream.ids_only:
+        return delta.text
+    ids = ",".join(map(str, delta.token_ids))
+    return f",{ids}" if delta.offset and ids else ids
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.secho(record.getMessage(), err=True, dim=True)
 
 
 @contextlib.contextmanager
-def _explain_waiting(client: Client, timeout_s: float) -> Iterator[Callable[[], None]]:
-    """Say on stderr what holds the first token up, unless the function that this yields is called before."""
-
-    def explain() -> None:
-        try:
-            state = client.health(timeout_s=1.0).value
-        except TramontaneError as error:
-            state = error.message
-        if state != HealthStatus.SERVING:
-            click.secho(f"waiting up to {timeout_s:g} s for {client.target}: {state}", err=True, dim=True)
-
-    timer = threading.Timer(_PATIENCE_S, explain)
-    timer.start()
+def _waiting_told() -> Iterator[None]:
+    """Say on stderr what the client tells its logger: what a call waits for."""
+    logger, teller = logging.getLogger("tramontane.client"), _Teller()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(teller)
     try:
-        yield timer.cancel
+        yield
     finally:
-        timer.cancel()
-        timer.join()
+        logger.removeHandler(teller)
+        logger.setLevel(level)
 
 
 def _figures(completion: Completion, first_s: float) -> str:
@@ -181,7 +190,7 @@ def _figures(completion: Completion, first_s: float) -> str:
 
 
 def _print_table(found: tuple[ModelInfo, ...]) -> None:
-    head = ("NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "STAGES", "VERSION")
+    head = ("NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "WEIGHTS", "TOKENIZER", "STAGES", "VERSION")
     rows = [
         (
             info.name,
@@ -189,6 +198,8 @@ def _print_table(found: tuple[ModelInfo, ...]) -> None:
             str(info.context_tokens),
             str(info.window_tokens or "none"),
             info.dtype,
+            info.quantization or info.dtype,
+            "yes" if info.has_tokenizer else "none",
             str(info.stages),
             info.version[:12],
         )
@@ -198,3 +209,6 @@ def _print_table(found: tuple[ModelInfo, ...]) -> None:
     for line, bold in [(head, True), *((row, False) for row in rows)]:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.secho(text.rstrip(), bold=bold)
+    for info in found:
+        if info.reason:
+            click.secho(f"{info.name} is not serving: {info.reason}", err=True, fg="yellow")

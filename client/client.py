@@ -1,29 +1,25 @@
-"""The blocking client. `aio.py` is the same on asyncio; what they share is in `wire`, `transcript` and `channel`."""
+"""The blocking client. `aio.py` is the same on asyncio; what both decide stands in pure modules beside them."""
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tramontane.client import wire
-from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions
+from tramontane.client import checked, wire
+from tramontane.client.arguments import GenerateArguments, Prompt, generate_request_of, shows_generate_arguments
+from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions, client_repr
+from tramontane.client.connection import Connections
+from tramontane.client.diagnosis import News
 from tramontane.client.errors import Cancelled, StatusError, from_rpc_error
 from tramontane.client.retrying import retry_after_s
 from tramontane.client.transcript import Transcript, TranscriptView
 from tramontane.client.types import Completion, Delta, HealthStatus, ModelInfo, Stats
-from tramontane.client.wire import GenerateArguments, Prompt
-from tramontane.protos import serving_pb2, serving_pb2_grpc
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Start: TypeAlias = "Callable[[float], grpc.CallIterator[serving_pb2.GenerateEvent]]"
+from tramontane.protos import serving_pb2
 
 
 class Stream(TranscriptView):
@@ -32,14 +28,16 @@ class Stream(TranscriptView):
     A context manager and an iterator. `TranscriptView` says what else can be read from it, and when.
     """
 
-    def __init__(self, start: _Start, transcript: Transcript, timeout_s: float, *, retry_refused: bool) -> None:
-        """`start` makes a call that may take so many seconds."""
-        super().__init__(transcript)
-        self._start = start
+    def __init__(self, connections: Connections, request: serving_pb2.GenerateRequest, timeout_s: float) -> None:
+        super().__init__(Transcript(request))
+        self._connections = connections
+        self._request = request
+        self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
-        self._retry_refused = retry_refused
         self._closed = threading.Event()
-        self._call = start(timeout_s)
+        self._given_up: News | None = None
+        self.waited_for = ""
+        self._start()
 
     def __enter__(self) -> Self:
         return self
@@ -59,33 +57,65 @@ class Stream(TranscriptView):
         """
         while True:
             try:
-                for event in self._call:
-                    delta = self._transcript.feed(event)
-                    if delta is not None:
-                        return delta
-                self._transcript.close()
+                if self._transcript.begun:
+                    delta = self._read()
+                else:
+                    with self._connection.waits(self):
+                        delta = self._read()
             except grpc.RpcError as error:
-                self._wait_to_retry(from_rpc_error(error, request_id=self.request_id))
+                self._wait_to_retry(self._failure(error))
             except BaseException:
                 self.close()
                 raise
             else:
-                raise StopIteration
+                if delta is None:
+                    raise StopIteration
+                return delta
 
     def close(self) -> None:
         """Cancel the request; nothing happens once it has ended. May be called from another thread."""
         self._closed.set()
         self._call.cancel()  # type: ignore[no-untyped-call]
 
+    def give_up(self, news: News) -> None:
+        """End the call with this error; for who watches its connection."""
+        self._given_up = news
+        self._call.cancel()  # type: ignore[no-untyped-call]
+
+    @property
+    def waiting_for(self) -> str:
+        """Why nothing has come yet, a sentence; empty once something has, and while nothing is known to be wrong."""
+        return "" if self._transcript.begun else self._connection.reason
+
+    def _start(self) -> None:
+        self._connection = self._connections.next()
+        self._call = self._connection.generate(self._request, self._deadline_s - time.monotonic())
+
+    def _read(self) -> Delta | None:
+        """None at the end."""
+        for event in self._call:
+            delta = self._transcript.feed(event)
+            if delta is not None:
+                return delta
+        self._transcript.close()
+        return None
+
+    def _failure(self, error: grpc.RpcError) -> StatusError:
+        if self._given_up is not None:
+            return self._given_up.error(self.request_id)
+        failure = from_rpc_error(error, request_id=self.request_id)
+        return self._connections.server.explain(failure, self._request, self._timeout_s, self.waited_for)
+
     def _wait_to_retry(self, error: StatusError) -> None:
         """Start another call when the server will have room; raises the error where there is no other try."""
+        retry = self._connections.server.options.retry_refused
         left_s = self._deadline_s - time.monotonic()
-        delay_s = retry_after_s(error, begun=self._transcript.begun, left_s=left_s) if self._retry_refused else None
+        delay_s = retry_after_s(error, begun=self._transcript.begun, left_s=left_s) if retry else None
         if delay_s is None:
             raise error from None
         if self._closed.wait(delay_s):
             raise Cancelled("the stream was closed", request_id=self.request_id) from None
-        self._call = self._start(self._deadline_s - time.monotonic())
+        self._start()
         if self._closed.is_set():  # meanwhile, by another thread
             self._call.cancel()  # type: ignore[no-untyped-call]
 
@@ -101,32 +131,21 @@ class Client:
     the first call.
 
     Every call has a deadline, `timeout_s`. `generate` and `stream` wait under it for a server that serves, so a client
-    may start before its server; the other calls fail with `Unavailable` at once where no server answers.
+    may start before its server; where none can be reached at all they fail with `Unavailable`, after 30 s or, if
+    waiting cannot help, at once (`ClientOptions.reach_timeout_s`). The other calls fail with `Unavailable` at once
+    where no server answers. All say why. A closed client raises RuntimeError.
 
     Raises:
-        ValueError: an option is out of range, or a token would travel in clear.
+        ValueError: an option is out of range, the target cannot be one, or a token would travel in clear.
     """
 
     def __init__(self, target: str, options: ClientOptions | None = None) -> None:
         self.target = target
         self.options = options or ClientOptions()
-        self.options.check_target(target)
-        self._metadata = self.options.metadata()
-        credentials = self.options.tls.credentials() if self.options.tls else None
+        self._connections = Connections(target, self.options)
 
-        def channel(*, watch_health: bool) -> grpc.Channel:
-            arguments = self.options.arguments(target, watch_health=watch_health)
-            if credentials is None:
-                return grpc.insecure_channel(target, arguments)
-            return grpc.secure_channel(target, credentials, arguments)
-
-        generating = [channel(watch_health=True) for _ in range(self.options.connections)]
-        asking = channel(watch_health=False)
-        self._channels = [*generating, asking]
-        # next() on a cycle is one step under the interpreter's lock, so that threads may share it.
-        self._generating = itertools.cycle([_serving(each) for each in generating])
-        self._asking = _serving(asking)
-        self._health = health_pb2_grpc.HealthStub(asking)
+    def __repr__(self) -> str:
+        return client_repr("Client", self.target, self.options, closed=self._connections.server.closed)
 
     def __enter__(self) -> Self:
         return self
@@ -136,32 +155,25 @@ class Client:
 
     def close(self) -> None:
         """Cancel what is under way and close all connections."""
-        for channel in self._channels:
-            channel.close()
+        self._connections.close()
 
+    @shows_generate_arguments
     def stream(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **arguments: Unpack[GenerateArguments]
     ) -> Stream:
-        """Start generating; iterate over the result for its deltas. `GenerateArguments` has the keyword arguments.
+        """Start generating; iterate over the result for its deltas.
 
         Raises:
-            TypeError, ValueError: something cannot be sent (`wire.generate_request`); no call is made.
+            TypeError, ValueError: something cannot be sent (`generate_request`); no call is made.
         """
-        request = wire.generate_request(prompt, **arguments)
+        return self._stream("Client.stream", prompt, timeout_s, arguments)
 
-        def start(timeout_s: float) -> grpc.CallIterator[serving_pb2.GenerateEvent]:
-            call: grpc.CallIterator[serving_pb2.GenerateEvent] = next(self._generating).GenerateStream(
-                request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=self.options.wait
-            )
-            return call
-
-        return Stream(start, Transcript(request), timeout_s, retry_refused=self.options.retry_refused)
-
+    @shows_generate_arguments
     def generate(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **arguments: Unpack[GenerateArguments]
     ) -> Completion:
         """Generate a whole completion: all of `stream`, collected. Raises what a `Stream` does."""
-        with self.stream(prompt, timeout_s=timeout_s, **arguments) as stream:
+        with self._stream("Client.generate", prompt, timeout_s, arguments) as stream:
             for _ in stream:
                 pass
             return stream.completion
@@ -170,8 +182,10 @@ class Client:
         self, text: str, *, add_bos: bool = True, model: str | None = None, timeout_s: float = ASK_TIMEOUT_S
     ) -> tuple[int, ...]:
         """The model's token ids of a text, as a prompt's; without the BOS on demand. Raises StatusError."""
-        request = wire.tokenize_request(text, model, add_bos)
-        return tuple(self._ask(self._asking.Tokenize, request, timeout_s).ids)
+        with checked.naming("Client.tokenize"):
+            request, seconds = wire.tokenize_request(text, model, add_bos), checked.timeout(timeout_s)
+        server = self._connections.server
+        return tuple(server.ask(server.serving.Tokenize, request, seconds).ids)
 
     def detokenize(
         self,
@@ -182,31 +196,34 @@ class Client:
         timeout_s: float = ASK_TIMEOUT_S,
     ) -> str:
         """The text of token ids; as a `continuation` of other text it keeps a leading space. Raises StatusError."""
-        request = wire.detokenize_request(ids, model, continuation)
-        text: str = self._ask(self._asking.Detokenize, request, timeout_s).text
+        with checked.naming("Client.detokenize"):
+            request, seconds = wire.detokenize_request(ids, model, continuation), checked.timeout(timeout_s)
+        server = self._connections.server
+        text: str = server.ask(server.serving.Detokenize, request, seconds).text
         return text
 
     def models(self, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[ModelInfo, ...]:
         """The models that the server offers. Raises StatusError."""
-        return wire.models(self._ask(self._asking.ListModels, serving_pb2.ListModelsRequest(), timeout_s))
+        with checked.naming("Client.models"):
+            seconds = checked.timeout(timeout_s)
+        server = self._connections.server
+        return wire.models(server.ask(server.serving.ListModels, serving_pb2.ListModelsRequest(), seconds).models)
 
     def health(self, service: str = "", *, timeout_s: float = ASK_TIMEOUT_S) -> HealthStatus:
         """Whether a server serves at all, or a model does: `tramontane.v1.Serving/MODEL`. Raises StatusError."""
-        request = health_pb2.HealthCheckRequest(service=service)
-        return wire.health_status(self._ask(self._health.Check, request, timeout_s))
+        with checked.naming("Client.health"):
+            request, seconds = wire.health_request(service), checked.timeout(timeout_s)
+        server = self._connections.server
+        return wire.health_status(server.ask(server.health.Check, request, seconds))
 
     def stats(self, *, timeout_s: float = ASK_TIMEOUT_S) -> Stats:
         """Counters of all processes of the service. Raises StatusError."""
-        return wire.stats(self._ask(self._asking.GetStats, serving_pb2.GetStatsRequest(), timeout_s))
+        with checked.naming("Client.stats"):
+            seconds = checked.timeout(timeout_s)
+        server = self._connections.server
+        return wire.stats(server.ask(server.serving.GetStats, serving_pb2.GetStatsRequest(), seconds))
 
-    def _ask(
-        self, method: grpc.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, timeout_s: float
-    ) -> _Response:
-        try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-
-
-def _serving(channel: grpc.Channel) -> serving_pb2_grpc.ServingStub:
-    return serving_pb2_grpc.ServingStub(channel)  # type: ignore[no-untyped-call]
+    def _stream(self, method: str, prompt: Prompt, timeout_s: float, arguments: Mapping[str, Any]) -> Stream:
+        with checked.naming(method):
+            seconds = checked.timeout(timeout_s)
+        return Stream(self._connections, generate_request_of(method, prompt, arguments), seconds)

@@ -8,11 +8,16 @@ point says in brackets which extra brings those packages: `bench = "tramontane.c
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import importlib.util
+import io
+import os
+import sys
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -21,6 +26,8 @@ from tramontane.client.errors import StatusError, TramontaneError, Unauthenticat
 ENTRY_POINT_GROUP = "tramontane.commands"
 EXTRA = "serve"
 """The extra of a verb whose entry point names none."""
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""A disk is full or broken: no fault of ours."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -33,6 +40,20 @@ class CommandGroup(click.Group):
         """The entry points by name. A verb of our own is never replaced."""
         points = entry_points(group=ENTRY_POINT_GROUP)
         return {point.name: point for point in points if point.name not in self.commands}
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, and end well where output ends: on terminals of any encoding, and on disks that are full."""
+        print_everything(sys.stdout)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in WRITE_ERRORS:
+                raise
+            drop_output(sys.stdout)
+            where = f"{error.filename}: " if error.filename else ""
+            with contextlib.suppress(OSError):
+                click.echo(f"Error: the output cannot be written: {where}{error.strerror}", err=True)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs in alphabetical order; nothing is imported for it."""
@@ -95,6 +116,22 @@ def docstring(point: EntryPoint) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == point.attr:
             return ast.get_docstring(node) or ""
     return ""
+
+
+def print_everything(output: TextIO) -> None:
+    """What an encoding lacks is printed as `\\u2014`; by default it is an error."""
+    if isinstance(output, io.TextIOWrapper):
+        output.reconfigure(errors="backslashreplace")
+
+
+def drop_output(output: TextIO) -> None:
+    """Drop what it holds back and could not write, or Python would try again at its end."""
+    try:
+        output.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output.fileno())
+        os.close(nowhere)
 
 
 def describe(error: TramontaneError) -> str:

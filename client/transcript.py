@@ -50,6 +50,20 @@ class Transcript:
         return self._started.version
 
     @property
+    def ids_only(self) -> bool:
+        """Raises RuntimeError before the first event."""
+        if self._started is None:
+            raise RuntimeError("whether there is text is known with the first delta, and none has been read yet")
+        return self._started.ids_only
+
+    @property
+    def state(self) -> str:
+        """How far it is, for people."""
+        if self._finished is not None:
+            return f"{len(self.token_ids)} tokens, ended by {self.finish_reason}"
+        return f"{len(self.token_ids)} tokens so far" if self.begun else "nothing yet"
+
+    @property
     def completion(self) -> Completion:
         """Raises RuntimeError before the end."""
         finished = self._end("completion")
@@ -160,12 +174,15 @@ class Transcript:
 class TranscriptView:
     """What can be read from a stream beside its deltas.
 
-    `request_id` and `seed` are known at once, `version` with the first delta, the rest at the end; reading them earlier
-    raises RuntimeError.
+    `request_id` and `seed` are known at once, `version` and `ids_only` with the first delta, the rest at the end;
+    reading them earlier raises RuntimeError.
     """
 
     def __init__(self, transcript: Transcript) -> None:
         self._transcript = transcript
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of request {self.request_id}: {self._transcript.state}>"
 
     @property
     def request_id(self) -> str:
@@ -181,6 +198,11 @@ class TranscriptView:
     def version(self) -> str:
         """The version of model and numerics."""
         return self._transcript.version
+
+    @property
+    def ids_only(self) -> bool:
+        """The model has no tokenizer: deltas carry ids, and never text."""
+        return self._transcript.ids_only
 
     @property
     def finish_reason(self) -> FinishReason:

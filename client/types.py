@@ -101,6 +101,10 @@ class ModelInfo:
     has_tokenizer: bool
     """False: the model takes and gives token ids only."""
     serving: bool
+    quantization: str = ""
+    """How the weights are held where it is not in `dtype`: int8."""
+    reason: str = ""
+    """Why it is not serving; empty while it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,3 +226,5 @@ class Stats:
     gateways: tuple[GatewayStats, ...] = ()
     late: tuple[str, ...] = ()
     """Parts that do not answer, or stages that are late, a line each."""
+    models: tuple[ModelInfo, ...] = ()
+    """What the service serves; empty while the model is loading."""

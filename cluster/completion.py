@@ -54,7 +54,7 @@ class Completion:
 
     def __init__(self, request: Request, model: ServedModel, clock: Clock, stop: Callable[[], None]) -> None:
         self._request = request
-        self._version = model.version
+        self._model = model
         self._clock = clock
         self._stop = stop
         self._text = CompletionText(
@@ -138,8 +138,9 @@ class Completion:
         if self._taken == 0:
             event.started.request_id = self._request.request_id
             event.started.seed = self._request.sampling.seed
-            event.started.version = self._version
+            event.started.version = self._model.version
             event.started.prompt_tokens = self.prompt_tokens
+            event.started.ids_only = self._model.tokenizer is None
         if self.reason is not None:
             self._pieces.append(self._text.finish())
             event.finished.reason = self.reason

@@ -17,10 +17,11 @@ from tramontane.cluster.errors import RETRY_AFTER_S, CallError, without_frames
 from tramontane.cluster.fairness import Shares
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.places import Places
-from tramontane.cluster.request_size import check_size, request_limit_bytes
+from tramontane.cluster.request_size import SizeError, check_size, request_limit_bytes
 from tramontane.cluster.stats import REFUSAL_BOUNDS_S
 from tramontane.cluster.tokens import needs_token
 from tramontane.cluster.users import Users, host_of
+from tramontane.cluster.validation import name_of_call
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -84,7 +85,9 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             # A token makes a user only where it has been checked.
             user = self._users.of(context) if checked else host_of(context.peer())
             answer = await self._answer(method, handler, user, messages, context)
-            if isinstance(answer, CallError):  # No exception is being handled here, so none is kept with the abort's.
+            if isinstance(answer, CallError):
+                answer.request_id = answer.request_id or name_of_call(context.invocation_metadata())
+                # No exception is being handled here, so none is kept with the abort's.
                 if answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     self.refusal_counts[bisect_left(REFUSAL_BOUNDS_S, time.monotonic() - arrived_s)] += 1
                 status = answer.status()
@@ -122,7 +125,8 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         except grpc.aio.AbortError:
             raise
         except Exception:
-            refusals.exception("%s failed", quoted(method))
+            name = name_of_call(context.invocation_metadata())
+            refusals.exception("%s failed%s", quoted(method), f", request {quoted(name)}" if name else "")
             return CallError(grpc.StatusCode.INTERNAL, "a mistake of the server's own; its log says more")
         finally:
             self._calls.give_back(user)
@@ -160,8 +164,8 @@ class RequestGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
     def _parse(self, method: str, body: bytes, deserialize: Callable[[bytes], Any]) -> Any:
         try:
             check_size(method, body, self._context)
-        except ValueError as error:
-            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+        except SizeError as error:
+            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), field=error.field) from None
         try:
             return deserialize(body)
         except DecodeError:

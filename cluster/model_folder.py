@@ -56,6 +56,7 @@ class ModelFolder:
             row_invariant=row_invariant,
             vocabulary=Vocabulary.read(files, config.vocab, tokenizer),
             tokenizer=tokenizer,
+            quantization=spec.quantize or "",
         )
 
     @contextmanager

@@ -51,7 +51,7 @@ class NamedIds:
                 ids._take_roles(files.folder / name, files.json(name))
         if files.contents[ADDED] is not None:
             for text, token_id in files.json(ADDED).items():
-                ids.texts[_id(files.folder / ADDED, text, token_id)] = text
+                ids.texts[_id(files.folder / ADDED, text, token_id)] = _whole(text)
         if files.contents[TOKENIZER_JSON] is not None:
             ids._take_tokenizer(files.folder / TOKENIZER_JSON, files.json(TOKENIZER_JSON))
         if files.contents[TOKENIZER_CONFIG] is not None:
@@ -134,7 +134,12 @@ def _listed(value: Any) -> Iterable[Any]:
 def _text(token: Any) -> str | None:
     """A token by its text, or as an object with its text."""
     content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+    return _whole(content) if isinstance(content, str) else None
+
+
+def _whole(text: str) -> str:
+    """JSON may hold halves of characters, which no bytes stand for."""
+    return text.encode(errors="replace").decode()
 
 
 def _is_scored(entry: Any) -> bool:

@@ -11,6 +11,7 @@ from tramontane.cluster.errors import CallError
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.routes import Dial, Routes
 from tramontane.cluster.served_model import ServedModel
+from tramontane.protos import serving_pb2 as pb
 
 SHOWN_NAME = 128
 """Characters of an unknown model's name that an error repeats."""
@@ -39,6 +40,10 @@ class Offer:
             return "the server is shutting down"
         trouble = self.routes.trouble
         return f"no pipeline is linked: {trouble}" if trouble else self._reason
+
+    def infos(self) -> list[pb.ModelInfo]:
+        """The model as users see it; none while it is not loaded."""
+        return [] if self.model is None else [self.model.info(reason="" if self.serving else self.reason)]
 
     def require(self, name: str | None) -> ServedModel:
         """The model called `name`, or the only one.

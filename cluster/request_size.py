@@ -32,8 +32,23 @@ PROMPTS: Mapping[str, Mapping[int, int]] = {
 """Of methods that take a prompt: the fields that may hold it, with the bytes that a token may have there. Other methods
 take ids at most, which a client may send as a field each."""
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["Serving"]
+_REQUESTS = {f"/{_SERVICE.full_name}/{method.name}": method.input_type for method in _SERVICE.methods}
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Kinds of fields on the wire. Groups are the past's, and none of ours."""
+
+
+MOST_FIELDS = 64
+"""So many are looked at to find the largest one; an honest request has no more."""
+
+
+class SizeError(ValueError):
+    """The user's mistake. `field` is the path of the field that is to blame, where there is one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def request_limit_bytes(context: int) -> int:
@@ -45,45 +60,74 @@ def check_size(method: str, body: bytes, context: int) -> None:
     """Look through a request that has not been parsed.
 
     Raises:
-        ValueError: it is too large, or too much of it is no prompt; names limit and value.
+        SizeError: it is too large, or too much of it is no prompt; names limit and value.
     """
     if len(body) <= BYTES_OF_OPTIONS:
         return
     prompts = PROMPTS.get(method, {})
     limit = BYTES_OF_OPTIONS + max(prompts.values(), default=BYTES_OF_AN_ID) * context
     if len(body) > limit:
-        raise ValueError(f"a request may be {limit} bytes; this one is {len(body)}")
+        field = largest_field(method, body)
+        said = f", most of them {field}" if field else ""
+        raise SizeError(f"a request may be {limit} bytes; this one is {len(body)}{said}", field)
     if prompts:
         _look_through(body, prompts, context)
+
+
+def largest_field(method: str, body: bytes) -> str | None:
+    """Which field makes a request large, as a path; None where that cannot be said.
+
+    >>> largest_field("/tramontane.v1.Serving/Generate", pb.GenerateRequest(text="abc").SerializeToString())
+    'text'
+    """
+    message = _REQUESTS.get(method)
+    sizes: dict[int, int] = {}
+    place = 0
+    try:
+        for _ in range(MOST_FIELDS):
+            if place < len(body):
+                number, _, end = _field(body, place)
+                sizes[number] = sizes.get(number, 0) + end - place
+                place = end
+    except SizeError:
+        return None
+    number = max(sizes, key=lambda number: sizes[number], default=0)
+    field = None if message is None else message.fields_by_number.get(number)
+    return None if field is None else "tokens.ids" if field.name == "tokens" else field.name
 
 
 def _look_through(body: bytes, prompts: Mapping[int, int], context: int) -> None:
     place, beside, held = 0, 0, dict.fromkeys(prompts, 0)
     while place < len(body):
-        begin = place
-        tag, place = _varint(body, place)
-        number, kind = tag >> 3, tag & 7
-        if kind == VARINT:
-            _, place = _varint(body, place)
-        elif kind in (FIXED64, FIXED32):
-            place += 8 if kind == FIXED64 else 4
-        elif kind == BYTES:
-            size, place = _varint(body, place)
-            place += size
-            if number in prompts:
-                held[number] += size
-                begin = place
-        else:
-            raise _no_message(body)
-        beside += max(place - begin, LEAST_OF_A_FIELD)
+        number, size, end = _field(body, place)
+        in_prompt = size if number in prompts else 0
+        if in_prompt:
+            held[number] += in_prompt
+        beside += max(end - place - in_prompt, LEAST_OF_A_FIELD)
+        place = end
         if beside > BYTES_OF_OPTIONS:
-            raise ValueError(f"beside its prompt a request may have {BYTES_OF_OPTIONS} bytes; this one has more")
+            raise SizeError(f"beside its prompt a request may have {BYTES_OF_OPTIONS} bytes; this one has more")
     if place != len(body):
         raise _no_message(body)
     for number, size in held.items():
         limit = BYTES_OF_OPTIONS + prompts[number] * context
         if size > limit:
-            raise ValueError(f"a prompt of token ids may be {limit} bytes; this one is {size}")
+            raise SizeError(f"a prompt of token ids may be {limit} bytes; this one is {size}", "tokens.ids")
+
+
+def _field(body: bytes, place: int) -> tuple[int, int, int]:
+    """The number of the field there, the bytes of its content where it is bytes, and the place behind it."""
+    tag, place = _varint(body, place)
+    size, kind = 0, tag & 7
+    if kind == VARINT:
+        _, place = _varint(body, place)
+    elif kind in (FIXED64, FIXED32):
+        place += 8 if kind == FIXED64 else 4
+    elif kind == BYTES:
+        size, place = _varint(body, place)
+    else:
+        raise _no_message(body)
+    return tag >> 3, size, place + size
 
 
 def _varint(body: bytes, place: int) -> tuple[int, int]:
@@ -99,5 +143,5 @@ def _varint(body: bytes, place: int) -> tuple[int, int]:
     raise _no_message(body)
 
 
-def _no_message(body: bytes) -> ValueError:
-    return ValueError(f"the request's {len(body)} bytes are no message of its type")
+def _no_message(body: bytes) -> SizeError:
+    return SizeError(f"the request's {len(body)} bytes are no message of its type")

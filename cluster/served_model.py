@@ -27,9 +27,11 @@ class ServedModel:
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
     """None where the checkpoint has none: ids in, ids out."""
+    quantization: str = ""
+    """How weights are held where it is not in `dtype`."""
 
-    def info(self, *, serving: bool) -> pb.ModelInfo:
-        """For the wire."""
+    def info(self, *, reason: str) -> pb.ModelInfo:
+        """For the wire; `reason` says why it is not serving, and is empty while it is."""
         return pb.ModelInfo(
             name=self.name,
             architecture=self.config.architecture,
@@ -41,5 +43,7 @@ class ServedModel:
             row_invariant=self.row_invariant,
             vocabulary_tokens=self.vocabulary.rows,
             has_tokenizer=self.tokenizer is not None,
-            serving=serving,
+            serving=not reason,
+            quantization=self.quantization,
+            reason=reason,
         )

@@ -103,8 +103,8 @@ class Servicer(pb_grpc.ServingServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """The one that is loaded, serving or not."""
-        model = self._offer.require(None)
-        return pb.ListModelsResponse(models=[model.info(serving=self._offer.serving)])
+        self._offer.require(None)
+        return pb.ListModelsResponse(models=self._offer.infos())
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:  # noqa: N802
         """What the service's parts say of themselves."""
@@ -113,6 +113,7 @@ class Servicer(pb_grpc.ServingServicer):
         except ConnectionError as error:
             raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         return pb.GetStatsResponse(
+            models=self._offer.infos(),
             late=stats.late,
             processes=[pb.ProcessStats(**asdict(process)) for process in stats.processes],
             stages=[pb.StageStats(**asdict(stage)) for stage in stats.stages],

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from tramontane.cluster.log_lines import quoted, refusals
 from tramontane.cluster.reloading import Reloading, read_bytes
+from tramontane.cluster.validation import name_of_call
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Digests: TypeAlias = frozenset[bytes]
@@ -84,7 +85,9 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
             return await continuation(handler_call_details)
 
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            refusals.info("%s from %s: UNAUTHENTICATED, %s", quoted(method), quoted(context.peer()), reason)
+            name = name_of_call(metadata)
+            said = f"{reason}, request {quoted(name)}" if name else reason
+            refusals.info("%s from %s: UNAUTHENTICATED, %s", quoted(method), quoted(context.peer()), said)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
         # A stream on both sides fits every call: its requests are left unread.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ MAX_TEMPERATURE = 100.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_STOP_IDS = 64
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata by which a client names a call whose request has no field for it."""
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """Printable ASCII."""
 
@@ -67,6 +69,12 @@ def choose_request_id(message: pb.GenerateRequest) -> str:
     if message.HasField("request_id") and REQUEST_ID.fullmatch(message.request_id):
         return message.request_id
     return secrets.token_hex(8)
+
+
+def name_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """The client's name for a call whose request has no field for it; None where it gave none that is fit."""
+    name = dict(metadata or ()).get(REQUEST_ID_KEY)
+    return name if isinstance(name, str) and REQUEST_ID.fullmatch(name) else None
 
 
 def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_id: str) -> Steps[Request]:

@@ -89,7 +89,7 @@ class Vocabulary:
         surfaces = list(pieces.surfaces) + [b""] * (max(texts, default=-1) + 1 - len(own))
         for token_id, text in texts.items():
             if token_id not in own:
-                surfaces[token_id] = text.encode(errors="replace")
+                surfaces[token_id] = text.encode()
         for token_id in control:
             if token_id < len(surfaces):
                 surfaces[token_id] = b""

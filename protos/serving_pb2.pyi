@@ -79,16 +79,18 @@ class GenerateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., request_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "seed", "version", "prompt_tokens")
+    __slots__ = ("request_id", "seed", "version", "prompt_tokens", "ids_only")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IDS_ONLY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     seed: int
     version: str
     prompt_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., version: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    ids_only: bool
+    def __init__(self, request_id: _Optional[str] = ..., seed: _Optional[int] = ..., version: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., ids_only: _Optional[bool] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("text", "token_ids", "offset", "log_probabilities")
@@ -193,7 +195,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "context_tokens", "window_tokens", "dtype", "stages", "version", "row_invariant", "vocabulary_tokens", "has_tokenizer", "serving")
+    __slots__ = ("name", "architecture", "context_tokens", "window_tokens", "dtype", "stages", "version", "row_invariant", "vocabulary_tokens", "has_tokenizer", "serving", "quantization", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +207,8 @@ class ModelInfo(_message.Message):
     VOCABULARY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HAS_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     context_tokens: int
@@ -216,25 +220,29 @@ class ModelInfo(_message.Message):
     vocabulary_tokens: int
     has_tokenizer: bool
     serving: bool
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., context_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., stages: _Optional[int] = ..., version: _Optional[str] = ..., row_invariant: _Optional[bool] = ..., vocabulary_tokens: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., serving: _Optional[bool] = ...) -> None: ...
+    quantization: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., context_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., stages: _Optional[int] = ..., version: _Optional[str] = ..., row_invariant: _Optional[bool] = ..., vocabulary_tokens: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., serving: _Optional[bool] = ..., quantization: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("processes", "stages", "routers", "gateways", "late")
+    __slots__ = ("processes", "stages", "routers", "gateways", "late", "models")
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     processes: _containers.RepeatedCompositeFieldContainer[ProcessStats]
     stages: _containers.RepeatedCompositeFieldContainer[StageStats]
     routers: _containers.RepeatedCompositeFieldContainer[RouterStats]
     gateways: _containers.RepeatedCompositeFieldContainer[GatewayStats]
     late: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ..., late: _Optional[_Iterable[str]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessStats, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[RouterStats, _Mapping]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayStats, _Mapping]]] = ..., late: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("role", "name", "node", "pid", "start_time_s", "cpu_s")

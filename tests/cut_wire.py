@@ -19,6 +19,8 @@ class CutWire:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._cut = False
+        self._open = asyncio.Event()
+        self._open.set()
         self._carrying: set[asyncio.Task] = set()
 
     def __enter__(self) -> str:
@@ -36,6 +38,10 @@ class CutWire:
     def cut(self) -> None:
         self._cut = True
 
+    def hold(self, held: bool) -> None:
+        """Nothing passes for a while; it comes later."""
+        self._loop.call_soon_threadsafe(self._open.clear if held else self._open.set)
+
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(*self._far)
         for one, other in ((reader, far_writer), (far_reader, writer)):
@@ -45,6 +51,7 @@ class CutWire:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while chunk := await reader.read(65536):
+                await self._open.wait()
                 if not self._cut:
                     writer.write(chunk)
             if self._cut:

@@ -164,7 +164,8 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
         self._server.stop(0).wait()
         self._pool.shutdown()
 
-    def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool, reason: str = "loading, 43 %") -> None:
+        self.reason = "" if serving else reason
         response = health_pb2.HealthCheckResponse
         for service in ("", SERVICE, f"{SERVICE}/counting"):
             self.health.set(service, response.SERVING if serving else response.NOT_SERVING)
@@ -211,7 +212,9 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
                 row_invariant=True,
                 vocabulary_tokens=0x110000,
                 has_tokenizer=True,
-                serving=True,
+                serving=not self.reason,
+                reason=self.reason,
+                quantization="int8",
             )
             full = serving_pb2.ModelInfo(name="full", architecture="CountingForCausalLM", context_tokens=64)
             return serving_pb2.ListModelsResponse(models=[info, full])

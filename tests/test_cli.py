@@ -73,8 +73,19 @@ def test_the_prompt_may_come_from_standard_input(server, run):
 
 def test_models(run):
     lines = run("models").stdout.splitlines()
-    assert lines[0].split() == ["NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "STAGES", "VERSION"]
-    assert lines[1].split() == ["counting", "yes", "4096", "128", "float32", "2", "counting-1"]
+    assert lines[0].split() == [
+        "NAME",
+        "SERVING",
+        "CONTEXT",
+        "WINDOW",
+        "DTYPE",
+        "WEIGHTS",
+        "TOKENIZER",
+        "STAGES",
+        "VERSION",
+    ]
+    assert lines[1].split() == ["counting", "yes", "4096", "128", "float32", "int8", "yes", "2", "counting-1"]
+    assert lines[2].split() == ["full", "no", "64", "none", "none", "0"]
     assert [info["name"] for info in json.loads(run("models", "--json").stdout)] == ["counting", "full"]
 
 
@@ -184,9 +195,52 @@ def test_what_it_waits_for_is_said(server):
     server.set_serving(False)
     command = [TRAMONTANE, "generate", "ab", "--max-tokens", "3", "--timeout", "30", "--target", server.target]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stderr.readline().decode() == f"waiting up to 30 s for {server.target}: NOT_SERVING\n"
+        assert process.stderr.readline().decode() == (f"waiting: {server.target} does not serve (loading, 43 %)\n")
         server.set_serving(True)
         assert process.communicate(timeout=60) == (b"cde\n", b"")
+
+
+def test_models_says_why_one_does_not_serve(server, run):
+    server.set_serving(False, "no pipeline is linked")
+    assert "counting is not serving: no pipeline is linked\n" in run("models").stderr
+
+
+def test_ids_are_printed_where_there_is_no_text(server, run):
+    def ids_only(request, context):
+        for event in count_up(request, context):
+            event.delta.text = ""
+            if event.HasField("started"):
+                event.started.ids_only = True
+            yield event
+
+    server.plans.append(ids_only)
+    result = run("generate", "--ids", "5,97", "--max-tokens", "3")
+    assert (result.stdout, result.exit_code) == ("98,99,100\n", 0)
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(server):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [TRAMONTANE, "generate", "--ids", "8211", "--max-tokens", "1", "--target", server.target]  # then U+2014
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert (result.stdout, result.stderr, result.returncode) == (b"\\u2014\n", b"", 0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["version", "--json"], ["models"], ["generate", "a"]])
+def test_a_full_disk_is_one_line(server, arguments):
+    target = [] if arguments[0] in ("--help", "version") else ["--target", server.target]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run([TRAMONTANE, *arguments, *target], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert result.stderr == b"Error: the output cannot be written: No space left on device\n"
+    assert result.returncode == 1
+
+
+def test_standard_input_that_is_no_text_is_one_line(server):
+    command = [TRAMONTANE, "generate", "-", "--target", server.target]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, input=b"ab\xff", capture_output=True, env=environment, timeout=60)
+    assert result.stderr == b"Error: standard input is no text in utf-8: byte 0xff at place 2\n"
+    assert result.returncode == 1
+    assert not server.seen
 
 
 def test_a_terminal_gets_colour_and_figures(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import time
@@ -15,10 +16,13 @@ from fake_server import events, finished, hold, started
 from tramontane.client import (
     AsyncClient,
     Client,
+    ClientOptions,
     Completion,
     FinishReason,
+    GenerateArguments,
     HealthStatus,
     ProtocolError,
+    Tls,
     errors,
 )
 from tramontane.protos import serving_pb2
@@ -142,16 +146,65 @@ def test_every_call_has_a_deadline(server, client):
         ({"prompt": "a", "seed": 2**64}, ValueError, r"seed is 18446744073709551616"),
         ({"prompt": [1, -2]}, ValueError, "prompt holds -2"),
         ({"prompt": "a\ud800"}, ValueError, r"prompt holds the lone surrogate U\+D800 at character 1"),
-        ({"prompt": b"abc"}, TypeError, "prompt is bytes"),
+        ({"prompt": b"abc"}, TypeError, r"Client\.generate\(\): prompt must be text or token ids, not bytes"),
+        ({"prompt": None}, TypeError, r"prompt must be text or token ids, not NoneType"),
         ({"prompt": "a", "stop_ids": [2**32]}, ValueError, "stop_ids holds 4294967296"),
-        ({"prompt": "a", "stopp": "x"}, TypeError, "stopp"),
-        ({"prompt": [1.5]}, TypeError, "float"),
+        (
+            {"prompt": "a", "stopp": "x"},
+            TypeError,
+            r"^Client\.generate\(\) got an unexpected keyword argument 'stopp'; did you mean 'stop'\?",
+        ),
+        ({"prompt": "a", "mode": "x"}, TypeError, "unexpected keyword argument 'mode'; did you mean 'model'"),
+        ({"prompt": [1.5]}, TypeError, r"prompt\[0\] must be a whole number, not float"),
+        ({"prompt": "a", "temperature": "hot"}, TypeError, "temperature must be a number, not str"),
+        ({"prompt": "a", "top_k": "3"}, TypeError, "top_k must be a whole number, not str"),
+        ({"prompt": "a", "ignore_eos": "no"}, TypeError, "ignore_eos must be True or False, not 'no'"),
+        ({"prompt": "a", "stop": 5}, TypeError, "stop must be text, or several, not int"),
+        ({"prompt": "a", "stop": ["x", 5]}, TypeError, r"stop\[1\] must be text, not int"),
+        ({"prompt": "a", "stop_ids": 5}, TypeError, "stop_ids must be token ids, not int"),
+        ({"prompt": "a", "model": 5}, TypeError, "model must be text, not int"),
+        ({"prompt": "a", "request_id": 5}, TypeError, "request_id must be text, not int"),
+        ({"prompt": "a", "timeout_s": None}, TypeError, r"Client\.generate\(\): timeout_s must be a number, not None"),
+        ({"prompt": "a", "timeout_s": -1}, ValueError, "timeout_s is -1; it must be above 0"),
+        ({"prompt": "a", "timeout_s": float("nan")}, ValueError, "timeout_s is nan"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_any_call(server, client, arguments, error, says):
     with pytest.raises(error, match=says):
         client.generate(**arguments)
     assert not server.seen
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "says"),
+    [
+        ("stream", ("a", {"seed": "x"}), r"stream\(\): seed must be a whole number, not str"),
+        ("tokenize", (5, {}), r"tokenize\(\): text must be text, not int"),
+        ("detokenize", ("abc", {}), r"detokenize\(\): ids must be token ids, not str"),
+        ("health", (5, {}), r"health\(\): service must be text, not int"),
+        ("stats", (None, {"timeout_s": "x"}), r"stats\(\): timeout_s must be a number, not str"),
+    ],
+)
+async def test_type_errors_name_the_method_that_was_called(server, method, arguments, says):
+    first, keywords = arguments
+    positional = () if first is None else (first,)
+    with Client(server.target) as client, pytest.raises(TypeError, match=rf"^Client\.{says}"):
+        getattr(client, method)(*positional, **keywords)
+    async with AsyncClient(server.target) as client:
+        with pytest.raises(TypeError, match=rf"^AsyncClient\.{says}"):
+            await getattr(client, method)(*positional, **keywords)
+    assert not server.seen
+
+
+def test_none_is_the_servers_default(server, client):
+    client.generate(
+        "a", **dict.fromkeys(GenerateArguments.__annotations__.keys() - {"max_tokens", "ignore_eos"}), max_tokens=1
+    )
+    request = server.seen[0].request
+    assert not request.stopping.strings
+    assert not request.stopping.token_ids
+    assert not request.HasField("model")
+    assert request.sampling.HasField("seed")
 
 
 def test_an_empty_prompt_is_the_servers_to_refuse(server, client):
@@ -271,3 +324,97 @@ def test_the_two_clients_have_the_same_methods():
         return {name: list(inspect.signature(member).parameters) for name, member in public.items()}
 
     assert methods(Client) == methods(AsyncClient)
+
+
+async def test_a_closed_client_says_so(server):
+    client = Client(server.target)
+    client.models()
+    client.close()
+    for call in (client.models, client.health, lambda: client.generate("a"), lambda: client.stream("a")):
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            call()
+    other = AsyncClient(server.target)
+    await other.models()
+    await other.close()
+    for call in (other.models, other.health, lambda: other.generate("a")):
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await call()
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        other.stream("a")
+    await other.close()
+
+
+async def test_closing_a_client_ends_its_streams(server):
+    server.plans += [hold(1)] * 2
+    client, other = Client(server.target), AsyncClient(server.target)
+    stream, async_stream = client.stream("a"), other.stream("a")
+    assert (next(stream).text, (await anext(async_stream)).text) == ("a", "a")
+    client.close()
+    await other.close()
+    with pytest.raises(errors.Cancelled, match="closed"):
+        next(stream)
+    with pytest.raises(errors.Cancelled, match="closed"):
+        await anext(async_stream)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_async_client_belongs_to_one_loop(server):
+    client = AsyncClient(server.target)
+
+    async def models():
+        return await client.models()
+
+    async def stream():
+        return client.stream("a")
+
+    async def close():
+        await client.close()
+
+    async def twice():
+        await models()
+        loop = asyncio.new_event_loop()
+        for call in (models, stream, close):
+            with pytest.raises(RuntimeError, match="belongs to another event loop, that of its first call; make one"):
+                await asyncio.to_thread(loop.run_until_complete, call())
+        loop.close()
+        assert await models()
+
+    async def later():
+        for call in (models, stream):
+            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                await call()
+        await close()
+
+    asyncio.run(twice())
+    asyncio.run(later())
+    gc.collect()  # a coroutine that was never awaited says so now
+
+
+async def test_what_clients_and_streams_are_is_readable(server):
+    options = ClientOptions(token="sesame", tls=Tls())
+    assert repr(Client("a.example:1", options)) == "<Client a.example:1, TLS>"
+    assert repr(AsyncClient("a.example:1", options)) == "<AsyncClient a.example:1, TLS>"
+    with Client(server.target) as client:
+        assert repr(client) == f"<Client {server.target}>"
+        stream = client.stream("a", max_tokens=2, request_id="r-1")
+        assert repr(stream) == "<Stream of request r-1: nothing yet>"
+        next(stream)
+        assert repr(stream) == "<Stream of request r-1: 1 tokens so far>"
+        list(stream)
+        assert repr(stream) == "<Stream of request r-1: 2 tokens, ended by length>"
+    assert repr(client) == f"<Client {server.target}, closed>"
+    async with AsyncClient(server.target) as client, client.stream("a", request_id="r-2") as stream:
+        assert repr(stream) == "<AsyncStream of request r-2: nothing yet>"
+    assert repr(client) == f"<AsyncClient {server.target}, closed>"
+
+
+async def test_every_call_has_a_name_that_its_error_carries(server):
+    with Client(server.target) as client:
+        with pytest.raises(errors.NotFound) as blocking:
+            client.health("no.such.Service")
+        client.models()
+    async with AsyncClient(server.target) as client:
+        with pytest.raises(errors.NotFound) as awaited:
+            await client.health("no.such.Service")
+    assert "" not in (blocking.value.request_id, awaited.value.request_id)
+    assert server.seen[0].metadata["x-request-id"] not in ("", blocking.value.request_id)

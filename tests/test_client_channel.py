@@ -13,7 +13,6 @@ import pytest
 from fake_server import FakeServer, delta, hold, refuse, started
 
 from tramontane.client import AsyncClient, Client, ClientOptions, Tls, errors
-from tramontane.client.channel import is_local
 from tramontane.protos import serving_pb2
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -224,25 +223,6 @@ def test_message_limits(server):
 
 
 @pytest.mark.parametrize(
-    ("target", "local"),
-    [
-        ("127.0.0.1:50051", True),
-        ("localhost:50051", True),
-        ("[::1]:50051", True),
-        ("ipv6:[::1]:1,[::1]:2", True),
-        ("dns:///localhost:1", True),
-        ("unix:/run/t.sock", True),
-        ("127.0.0.1.example:1", False),
-        ("ipv4:127.0.0.1:1,10.0.0.2:1", False),
-        ("dns:///tramontane.example:1", False),
-        ("0.0.0.0:1", False),
-    ],
-)
-def test_what_is_local(target, local):
-    assert is_local(target) is local
-
-
-@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: ClientOptions(connections=0), "connections is 0"),
@@ -252,7 +232,7 @@ def test_what_is_local(target, local):
         (lambda: ClientOptions(token="a\nb"), "printable ASCII"),
         (lambda: Tls(cert="x.pem"), "both cert and key"),
         (lambda: Client("x:1", ClientOptions(tls=Tls(ca="/nonexistent/ca.pem"))), "ca: /nonexistent/ca.pem"),
-        (lambda: Client(" "), "the target is empty"),
+        (lambda: ClientOptions(reach_timeout_s=0), "reach_timeout_s is 0"),
     ],
 )
 def test_options_are_checked(make, says):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
+import re
 from importlib.resources import files
 from types import ModuleType
 
@@ -10,7 +12,7 @@ import click
 import pytest
 
 import tramontane.client
-from tramontane.client import GenerateArguments, StatusError, TramontaneError, errors, wire
+from tramontane.client import AsyncClient, Client, GenerateArguments, StatusError, TramontaneError, arguments, errors
 from tramontane.client.cli import main
 
 COMMON = {"--target", "--tls", "--ca", "--cert", "--key", "--server-name", "--token-file", "--clear-token", "--json"}
@@ -44,13 +46,24 @@ def test_all_exceptions_are_public_and_drawn():
 
 
 def test_the_keyword_arguments_are_declared_as_they_are_taken():
-    parameters = inspect.signature(wire.generate_request).parameters
+    parameters = inspect.signature(arguments.generate_request).parameters
     keywords = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
     assert keywords == list(GenerateArguments.__annotations__)
     assert keywords == [
         *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
         *("stop", "stop_ids", "ignore_eos", "model", "request_id"),
     ]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("method", ["generate", "stream"])
+def test_help_shows_the_arguments_with_their_defaults(kind, method):
+    shown = pydoc.plain(pydoc.render_doc(getattr(kind, method)))
+    for name in GenerateArguments.__annotations__:
+        assert f"{name}: " in shown
+        assert re.search(rf"^ +{name} +\S", shown, re.MULTILINE), f"{name} is not explained"
+    assert "temperature: 'float | None' = None" in shown
+    assert "ignore_eos: 'bool' = False" in shown
 
 
 @pytest.mark.parametrize("name", OPTIONS)

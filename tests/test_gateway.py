@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -26,8 +27,12 @@ from fake_pipeline import (
 )
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tramontane.client import AsyncClient, errors
 from tramontane.cluster.messages import EndReason
+from tramontane.cluster.request_size import largest_field
 from tramontane.protos import serving_pb2 as pb
 from tramontane.protos import serving_pb2_grpc as pb_grpc
 
@@ -139,10 +144,12 @@ async def test_a_model_without_tokenizer_takes_and_gives_ids():
         whole = await stub.Generate(ask(tokens=pb.TokenIds(ids=[299])))
         assert list(whole.completion.token_ids) == [300, 301, 302, 303, 304, 305, 306, 307]
         assert whole.completion.text == ""
+        assert whole.started.ids_only
         for call in (stub.Generate(ask("text")), stub.Tokenize(pb.TokenizeRequest(text="a"))):
             error = await failure(call)
             assert (error.code(), "needs a tokenizer" in error.details()) == (Code.INVALID_ARGUMENT, True)
-        assert not (await stub.ListModels(pb.ListModelsRequest())).models[0].has_tokenizer
+        (model,) = (await stub.GetStats(pb.GetStatsRequest())).models
+        assert not model.has_tokenizer
 
 
 async def test_tokenize_is_what_a_prompt_goes_through():
@@ -158,10 +165,16 @@ async def test_tokenize_is_what_a_prompt_goes_through():
 
 
 async def test_models_and_stats():
-    async with serving() as (_, target), stub_of(target) as stub:
+    held_in_8_bits = replace(tiny_model(), quantization="int8")
+    async with serving(model=held_in_8_bits) as (gateway, target), stub_of(target) as stub:
         (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
         assert (model.name, model.context_tokens, model.window_tokens, model.serving) == ("tiny", 4096, 8, True)
+        assert (model.quantization, model.has_tokenizer, model.reason) == ("int8", False, "")
         stats = await stub.GetStats(pb.GetStatsRequest())
+        assert list(stats.models) == [model]
+        gateway.set_unavailable("a stage is gone")
+        (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
+        assert (model.serving, model.reason) == (False, "a stage is gone")
         assert (stats.processes[0].role, stats.processes[0].pid, stats.stages[0].busy_ns) == ("gateway", 7, 5)
         assert list(stats.routers[0].kv_blocks_total) == [10, 20]
         admission = stats.routers[0].admission
@@ -273,6 +286,41 @@ async def test_a_bad_field_is_named_in_the_status():
         assert violation.field == "sampling.top_p"
         assert "above 0 and at most 1; it is 2" in violation.description
         assert details[error_details_pb2.RequestInfo].request_id == "mine"
+
+
+@pytest.mark.parametrize("size", [1_000_000, 10_000_000])
+async def test_a_request_that_is_too_large_names_its_field(size):
+    """Up to 8 MiB the gateway says so; beyond, gRPC does, and the client knows what it sent."""
+    async with serving() as (_, target), AsyncClient(target) as client:
+        for call, field in (
+            (client.generate("a" * size, request_id="mine"), "text"),
+            (client.generate([300] * (size // 2)), "tokens.ids"),
+            (client.tokenize("a" * size), "text"),
+        ):
+            with pytest.raises((errors.InvalidArgument, errors.ResourceExhausted)) as raised:
+                await call
+            assert [violation.field for violation in raised.value.violations] == [field]
+            assert field in raised.value.message
+            assert str(size)[:4] in raised.value.message, "its whole size"
+
+
+async def test_a_call_without_a_field_for_its_name_is_named_by_metadata():
+    async with serving() as (_, target), stub_of(target) as stub:
+        request = pb.TokenizeRequest(text="a", model="other")
+        error = await failure(stub.Tokenize(request, metadata=(("x-request-id", "mine"),)))
+        assert details_of(error)[error_details_pb2.RequestInfo].request_id == "mine"
+        error = await failure(stub.Tokenize(request, metadata=(("x-request-id", "a" * 200),)))
+        assert error_details_pb2.RequestInfo not in details_of(error)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_trouble_the_search_for_the_largest_field(body):
+    largest_field("/tramontane.v1.Serving/Generate", body)
+
+
+def test_a_request_of_many_small_fields_is_not_searched_to_its_end():
+    assert largest_field("/tramontane.v1.Serving/Detokenize", b"\x10\x01" * 400_000 + b"broken") == "ids"
+    assert largest_field("/grpc.health.v1.Health/Check", b"\x0a\x01a") is None
 
 
 async def test_a_mistake_of_our_own_is_internal_and_names_no_class(caplog):

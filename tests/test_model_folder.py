@@ -31,6 +31,8 @@ def test_an_unchanged_folder_is_used(spec):
     model = on_some_node(spec).served_model("v", True)
     assert (model.version, model.row_invariant, model.context) == ("v", True, spec.context)
     assert model.tokenizer is not None
+    quantized = on_some_node(replace(spec, quantize="int8")).served_model("v", True)
+    assert (model.quantization, quantized.quantization) == ("", "int8")
     assert on_some_node(spec).config() == model.config
 
 

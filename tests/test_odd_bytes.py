@@ -37,13 +37,15 @@ RIGHT = {
 """What lies beside config.json, the weights, their index and tokenizer.model."""
 KEYS = {
     "config.json": ["architectures", "model_type", "layer_types", "rope_parameters", "rope_scaling", "rope_theta"],
+    "generation_config.json": ["eos_token_id", "bos_token_id"],
     "added_tokens.json": ["<s>", "\ud800", "two\nlines"],
     "tokenizer.json": ["id", "content", "special", "vocab"],
-    "tokenizer_config.json": ["4", "content", "special", "additional_special_tokens", "pad_token"],
+    "tokenizer_config.json": ["4", "content", "special", "additional_special_tokens", "eos_token"],
     INDEX: ["weight_map", "model.norm.weight", "\ud800"],
     SINGLE: ["__metadata__", "model.norm.weight", "dtype", "shape", "data_offsets", "two\nlines"],
 }
 ODD = [10**400, -1, 0, 1, 2.5, float("nan"), float("inf"), "", "\ud800", "two\nlines", "a\0b", "F32", "x.safetensors"]
+ODD += [325, "two\nlines.safetensors", "x" * 300 + ".safetensors", ["F32"]]
 odd_values = st.recursive(
     st.none() | st.booleans() | st.sampled_from(ODD) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -55,7 +57,7 @@ odd_values = st.recursive(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A right checkpoint folder with every file that is read."""
     folder = tmp_path_factory.mktemp("odd") / "model"
-    shutil.copytree(cached_checkpoint("MixtralForCausalLM", tokenizer=True), folder)
+    shutil.copytree(cached_checkpoint("MixtralForCausalLM", tokenizer=True, vocab_size=330), folder)
     tensors = header_of((folder / SINGLE).read_bytes()).keys() - {"__metadata__"}
     for name, values in {**RIGHT, INDEX: {"weight_map": dict.fromkeys(tensors, SINGLE)}}.items():
         (folder / name).write_text(json.dumps(values))
@@ -96,7 +98,8 @@ def contents(draw: st.DrawFn, name: str, right: bytes) -> bytes:
 def spoil(draw: st.DrawFn, values: dict, keys: list[str]) -> None:
     """Put something odd somewhere in an object."""
     while True:
-        key = draw(st.sampled_from(sorted(values)[:40] + keys) if values or keys else st.just("x"))
+        known = sorted(values)[:40] if values and draw(st.booleans()) else keys
+        key = draw(st.sampled_from(known or ["x"]))
         inside = values.get(key)
         if isinstance(inside, list) and inside and isinstance(inside[0], dict):
             inside = inside[0]
@@ -126,6 +129,10 @@ def test_a_checkpoints_small_files(folder: Path, name: str) -> None:
     @example(b"")
     @example(b"\xef\xbb\xbf{}")
     @example(b"[" * 100_000)
+    @example(b'{"eos_token": "\\ud800"}')
+    @example(b'{"\\ud800": 325}')
+    @example(b'{"architectures": ["MixtralForCausalLM"], "rms_norm_eps": 1' + b"0" * 400 + b"}")
+    @example(b'{"weight_map": {"x": "model.safetensors", "y": "' + b"a" * 300 + b'.safetensors"}}')
     @example(b'{"x": ' + b"9" * 5000 + b"}")
     @example(b"version https://git-lfs.github.com/spec/v1\n")
     def reads(content: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ray_cluster import RayCluster
 from service import Service, eventually
 
-from tramontane.client import AsyncClient, Client, ClientOptions, HealthStatus, Unavailable
+from tramontane.client import AsyncClient, Client, HealthStatus, Unavailable
 
 pytestmark = pytest.mark.ray
 
@@ -52,8 +52,7 @@ async def test_a_part_of_two_nodes_is_stopped_and_goes_on(spread: Service, part:
 async def stop_and_go_on(service: Service, part: str, stopped_s: float) -> None:
     """Some users stream; the part is stopped as soon as all have tokens."""
     tokens = 3500 if stopped_s > 10 else 500  # what the stopped gateway's router goes on to make
-    patient = ClientOptions(keepalive_timeout_s=120.0)  # by default a client gives up a server that is silent for 20 s
-    async with AsyncClient(service.target, patient) as client:
+    async with AsyncClient(service.target) as client:
         whole = (service.target, tokens)
         if whole not in undisturbed:
             undisturbed[whole] = await asyncio.gather(*(finish(client, user, tokens) for user in range(USERS)))

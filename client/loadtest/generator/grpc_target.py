@@ -7,6 +7,7 @@ for a server that does not serve.
 from __future__ import annotations
 
 from tramontane.client.aio import AsyncClient
+from tramontane.client.arguments import GenerateArguments
 from tramontane.client.channel import ClientOptions, Tls
 from tramontane.client.errors import InvalidArgument, ProtocolError, ResourceExhausted, StatusError
 from tramontane.client.loadtest.generator.target import Answer, Leave, OnTokens, TargetOptions
@@ -14,7 +15,6 @@ from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import LEFT, OK, PROTOCOL, ServerTimings
 from tramontane.client.loadtest.result import TargetInfo
 from tramontane.client.types import ModelInfo, Stats
-from tramontane.client.wire import GenerateArguments
 
 
 class GrpcTarget:
@@ -41,7 +41,7 @@ class GrpcTarget:
         try:
             models = await self._client.models()
         except StatusError as error:
-            raise ConnectionError(f"{self._address}: {error}") from None
+            raise self._no_service(error) from None
         info = self._choose(models)
         return TargetInfo(
             kind="grpc",
@@ -107,7 +107,7 @@ class GrpcTarget:
         except (InvalidArgument, ResourceExhausted):
             return None  # longer than the server reads
         except StatusError as error:
-            raise ConnectionError(f"{self._address}: {error}") from None
+            raise self._no_service(error) from None
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str | None:
         """As the continuation of some text."""
@@ -126,6 +126,10 @@ class GrpcTarget:
     async def close(self) -> None:
         """Cancel what is under way."""
         await self._client.close()
+
+    def _no_service(self, error: StatusError) -> ConnectionError:
+        said = str(error)
+        return ConnectionError(said if self._address in said else f"{self._address}: {said}")
 
     def _arguments(self, ask: Ask) -> GenerateArguments:
         return {

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from tramontane.client.channel import is_local
 from tramontane.client.loadtest.generator.chunks import ERROR_LIMIT, Chunk, Refusal, error_message, read_chunk
 from tramontane.client.loadtest.generator.server_sent_events import EVENT_LIMIT_BYTES, EventReader
 from tramontane.client.loadtest.generator.target import OPTIONAL, Answer, Leave, OnTokens, TargetOptions
 from tramontane.client.loadtest.plan import Ask, Conduct
 from tramontane.client.loadtest.record import INCOMPLETE, LEFT, OK, UNREADABLE
 from tramontane.client.loadtest.result import TargetInfo
+from tramontane.client.target import is_local
 from tramontane.client.types import Stats
 
 _TAKEN_BY = {
