@@ -189,13 +189,18 @@ def _figures(completion: Completion, first_s: float) -> str:
     return ", ".join([*parts, f"ended by {completion.finish_reason}", f"seed {completion.seed}"])
 
 
+def _context(info: ModelInfo) -> str:
+    lowered = info.context_tokens < info.checkpoint_context_tokens
+    return f"{info.context_tokens} of {info.checkpoint_context_tokens}" if lowered else str(info.context_tokens)
+
+
 def _print_table(found: tuple[ModelInfo, ...]) -> None:
     head = ("NAME", "SERVING", "CONTEXT", "WINDOW", "DTYPE", "WEIGHTS", "TOKENIZER", "STAGES", "VERSION")
     rows = [
         (
             info.name,
             "yes" if info.serving else "no",
-            str(info.context_tokens),
+            _context(info),
             str(info.window_tokens or "none"),
             info.dtype,
             info.quantization or info.dtype,

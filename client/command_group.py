@@ -85,7 +85,7 @@ class CommandGroup(click.Group):
                 raise  # a fault of ours, not a package that the user has not installed
             raise click.ClickException(
                 f"`tramontane {point.name}` needs {missing}, which is not installed: "
-                f"pip install 'tramontane[{','.join(point.extras) or EXTRA}]'"
+                f"pip install '.[{','.join(point.extras) or EXTRA}]' in a checkout of Tramontane"
             ) from None
 
 
@@ -100,7 +100,12 @@ class AddedCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The real command's context; click runs the command that it names."""
-        command: click.Command = self._point.load()
+        try:
+            command: click.Command = self._point.load()
+        except ModuleNotFoundError:
+            if extra.get("resilient_parsing"):  # a shell completes a line: it has nowhere to show an error
+                return super().make_context(info_name, args, parent, **extra)
+            raise
         return command.make_context(info_name, args, parent, **extra)
 
 

@@ -90,6 +90,10 @@ class ModelInfo:
     architecture: str
     context_tokens: int
     """Prompt and completion together."""
+    checkpoint_context_tokens: int
+    """What the checkpoint was made for; more than `context_tokens` where less is served."""
+    context_lowered: str
+    """Why less is served where nobody asked for less: the server's memory; else empty."""
     window_tokens: int | None
     """The smallest sliding window of any layer; None where every layer sees the whole context."""
     dtype: str

@@ -63,6 +63,8 @@ def models(found: Iterable[serving_pb2.ModelInfo]) -> tuple[ModelInfo, ...]:
             name=info.name,
             architecture=info.architecture,
             context_tokens=info.context_tokens,
+            checkpoint_context_tokens=info.checkpoint_context_tokens,
+            context_lowered=info.context_lowered,
             window_tokens=info.window_tokens if info.HasField("window_tokens") else None,
             dtype=info.dtype,
             stages=info.stages,

@@ -16,7 +16,7 @@ import ray
 from tramontane.cluster import gateway as gateways
 from tramontane.cluster import router as routing
 from tramontane.cluster import worker as working
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.model_folder import ModelFolder
 from tramontane.cluster.part_process import PartProcess
@@ -73,12 +73,15 @@ class StageWorker:
         name = stage_name(replica, index)
         self._name = name
         self._process = _start_process(spec, name)
+        self._is_compiling: Callable[[], bool] = lambda: False
 
         def load(on_progress: Callable[[float], None]) -> Any:
             # An idle OpenMP thread would spin on a core that the kernels' own threads need.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            from tramontane.stages.stage import Stage  # torch stays out of every other process
+            from tramontane.stages.kernels.native.build import is_compiling  # torch stays out of every other process
+            from tramontane.stages.stage import Stage
 
+            self._is_compiling = is_compiling
             folder = ModelFolder(spec, part=name, node=_node())
             config = folder.config()
             stage = Stage.load(
@@ -108,8 +111,8 @@ class StageWorker:
         return self._worker.load()
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> float:
-        return self._worker.progress()
+    def progress(self) -> working.LoadProgress:
+        return working.LoadProgress(self._worker.progress(), self._is_compiling())
 
     @ray.method(concurrency_group="control")
     def address(self) -> Address:

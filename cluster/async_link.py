@@ -12,11 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
+from tramontane.cluster.address import Address
 from tramontane.cluster.async_stream import FrameStream
-from tramontane.cluster.doors import Address
 from tramontane.cluster.frames import Message
-from tramontane.cluster.link import LinkClosed
-from tramontane.cluster.listener import MAX_HANDSHAKES
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.site import Site
@@ -168,8 +167,8 @@ class AsyncListener:
         if not self._servers:
             stream.close("the listener was closed")
             return
-        if self._strangers >= MAX_HANDSHAKES:
-            refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
+        if self._strangers >= (most := handshake.MAX_HANDSHAKES):
+            refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, most)
             stream.close("too many diallers")
             return
         self._strangers += 1
@@ -206,13 +205,11 @@ class AsyncListener:
 
 
 async def _connect(address: Address, node: str) -> FrameStream:
-    loop = asyncio.get_running_loop()
-    if address.unix_path and address.node == node:
-        _, stream = await loop.create_unix_connection(FrameStream, address.unix_path)
-    elif address.port:
-        _, stream = await loop.create_connection(FrameStream, address.host, address.port)
+    loop, way = asyncio.get_running_loop(), address.way_from(node)
+    if isinstance(way, str):
+        _, stream = await loop.create_unix_connection(FrameStream, way)
     else:
-        raise OSError(f"node {address.node} has no TCP door for node {node}")
+        _, stream = await loop.create_connection(FrameStream, *way)
     return stream
 
 

@@ -14,7 +14,7 @@ from typing import cast
 
 from tramontane.cluster import doors, frames
 from tramontane.cluster.frames import FrameError, Message
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Heartbeat
 
 WRITE_BUFFER_BYTES = 256 << 10

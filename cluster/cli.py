@@ -50,7 +50,10 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
 @click.argument("model_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--stages", type=click.IntRange(1), default=1, show_default=True, help="Stages of the pipeline.")
 @click.option("--split", type=LayerCounts(), help="Layers of each stage, instead of a split by cost.")
-@click.option("--name", help="The model's name towards users. Default: the folder's.")
+@click.option(
+    "--name",
+    help="The model's name towards users. Default: the folder's, or ORG/NAME of a snapshot in the hub's cache.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0 takes a free one.")
 @click.option("--tls-cert", type=FILE, help="Certificate chain (PEM). Files are read on the gateway's node.")
@@ -71,7 +74,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     "--quantize", type=click.Choice(["int8"]), help="Hold weights in 8 bits, on CPUs with native kernels. Default: no."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context.")
+@click.option(
+    "--kv-memory", type=ByteSize(), help="KV memory of each stage. Default: 512MiB, or one full context, or what fits."
+)
 @click.option("--kv-length", type=click.IntRange(1), help="Tokens of a typical sequence, to share KV among windows.")
 @click.option(
     "--chunk", type=click.IntRange(1), help="Tokens of a prefill chunk. Default: smallest window, at most 512."
@@ -84,7 +89,9 @@ class LayerCounts(click.ParamType[tuple[int, ...]]):
     help="Rows of one microbatch.",
 )
 @click.option(
-    "--max-context", type=click.IntRange(2), help="Prompt and completion together. Default: the checkpoint's."
+    "--max-context",
+    type=click.IntRange(2),
+    help="Prompt and completion together. Default: the checkpoint's, or what fits.",
 )
 @click.option("--max-waiting", type=click.IntRange(1), default=1024, show_default=True, help="Requests that may wait.")
 @click.option(
@@ -143,14 +150,18 @@ def serve(**options: Any) -> None:
     sys.exit(_told(lambda: serving.serve(ServeOptions(**options))))
 
 
-@click.command(short_help="End the service that runs on a Ray cluster.")
-@click.option("--address", default="auto", show_default=True, help="The Ray cluster, HOST:PORT or auto.")
+@click.command(short_help="End a service that was started here, or on a given Ray cluster.")
+@click.argument("service", required=False)
+@click.option("--address", help="End the service of this Ray cluster (HOST:PORT or auto), whoever has started it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead, one for each event.")
-def down(address: str, as_json: bool) -> None:
-    """End the service that runs on a Ray cluster: gateway, router, stages, controller and their room."""
-    from tramontane.cluster import serve as serving
+def down(service: str | None, address: str | None, as_json: bool) -> None:
+    """End the service that your `serve` has started on this machine: all of its parts, and their room on the Ray.
 
-    sys.exit(_told(lambda: serving.down(address, as_json=as_json)))
+    Where several run, SERVICE says which: its model, the HOST:PORT that clients dial, or the id that the refusal names.
+    """
+    from tramontane.cluster import down as ending
+
+    sys.exit(_told(lambda: ending.down(service, address, as_json=as_json)))
 
 
 def _told(job: Callable[[], int]) -> int:

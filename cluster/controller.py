@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 PROGRESS_PERIOD_S = 0.2
 ROOM_REMINDER_S = 30.0
+COMPILING = "compiling the CPU kernels: once, some 15 s"
 CLOSE_TIMEOUT_S = 6.0
 ANSWER_TIMEOUT_S = 2.0
 """A part that has not answered by then is left out, or passed over."""
@@ -55,7 +56,7 @@ class Status:
 
     phase: ServicePhase
     detail: str
-    """One line: what is lacking, what broke; empty where there is nothing to add."""
+    """One line: what is lacking, what is waited for, what broke; empty where there is nothing to add."""
     fraction: float
     """How much of the weights is loaded, 0 to 1."""
     port: int
@@ -168,9 +169,11 @@ class Controller:
         assert self._gateway is not None
         while not loading.done():
             await asyncio.wait([loading], timeout=PROGRESS_PERIOD_S)
-            fractions = await _answers([stage.progress() for stage in self._stages])
-            self._say(fraction=sum(fractions) / len(self._stages))
+            stages = await _answers([stage.progress() for stage in self._stages])
+            detail = COMPILING if any(stage.compiling for stage in stages) else ""
+            self._say(fraction=sum(stage.fraction for stage in stages) / len(self._stages), detail=detail)
             await self._gateway.set_loading(self._status.fraction)
+        self._say(detail="")
         return await loading
 
     async def _settle(self, stages: Sequence[LoadedStage]) -> Loaded:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tramontane.cluster.admission import RefusalReason, Refused
 from tramontane.cluster.async_link import AsyncLink
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Cancel, EndReason, Finished, Load, Submit, Tokens
 from tramontane.cluster.scheduler import Emitted, Scheduler
 from tramontane.cluster.sequence import Sequence

@@ -10,9 +10,9 @@ import ipaddress
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
+from tramontane.cluster.address import Address
 from tramontane.cluster.private_folder import check_private
 
 MAX_PATH_BYTES = 107
@@ -22,27 +22,6 @@ PEER = struct.Struct("iII")
 """The kernel's `struct ucred`: process, user and group."""
 HEARTBEAT_PERIOD_S = 0.5
 """An idle link carries a heartbeat this often."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """A listener's two doors."""
-
-    node: str
-    unix_path: str
-    """Open to diallers on the same node."""
-    host: str
-    port: int
-    """TCP; 0 means that this door does not exist."""
-
-
-def host_port(host: str, port: int) -> str:
-    """As it is written in addresses.
-
-    >>> host_port("::1", 50051)
-    '[::1]:50051'
-    """
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -104,23 +83,22 @@ def address_of(opened: list[socket.socket], node: str) -> Address:
 
 
 def dial(address: Address, node: str, timeout_s: float) -> socket.socket:
-    """A connected socket with the time-out set: the unix door on the same node, TCP otherwise.
+    """A connected socket with the time-out set.
 
     Raises:
         OSError: nobody listens there, or there is no door for this node.
     """
-    if address.unix_path and address.node == node:
-        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            line.settimeout(timeout_s)
-            line.connect(address.unix_path)
-        except BaseException:
-            line.close()
-            raise
-        return line
-    if not address.port:
-        raise OSError(f"node {address.node} has no TCP door for node {node}")
-    return socket.create_connection((address.host, address.port), timeout_s)
+    way = address.way_from(node)
+    if not isinstance(way, str):
+        return socket.create_connection(way, timeout_s)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        line.settimeout(timeout_s)
+        line.connect(way)
+    except BaseException:
+        line.close()
+        raise
+    return line
 
 
 def check_peer(line: socket.socket) -> None:

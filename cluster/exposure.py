@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tramontane.cluster.entrance import Entrance
-from tramontane.cluster.tls import read_identity
+from tramontane.cluster.tls import read_identity, warnings_of_dates
 from tramontane.cluster.tokens import read_tokens
 
 OTHERS = 0o077
@@ -32,9 +33,12 @@ def check_entrance(entrance: Entrance, *, insecure: bool) -> list[str]:
         )
     if entrance.tls_cert is not None:
         read_identity(entrance.tls_cert, entrance.tls_key, entrance.client_ca)
+        dates = warnings_of_dates(entrance.tls_cert, entrance.client_ca, datetime.now(UTC))
+    else:
+        dates = []
     if entrance.token_file is not None:
         read_tokens(entrance.token_file)
-    return [*_warnings_of_reach(entrance), *_warnings_of_files(entrance)]
+    return [*_warnings_of_reach(entrance), *_warnings_of_files(entrance), *dates]
 
 
 def _warnings_of_reach(entrance: Entrance) -> list[str]:

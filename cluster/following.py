@@ -6,12 +6,13 @@ import math
 import threading
 from typing import Any, cast
 
+from tramontane.cluster.address import host_port
 from tramontane.cluster.controller import ServicePhase, Status
-from tramontane.cluster.doors import host_port
 from tramontane.cluster.events import Events
 from tramontane.cluster.polling import Poll
 from tramontane.cluster.ray_watch import RayWatch
 from tramontane.cluster.reasons import one_line
+from tramontane.cluster.service_records import RecordFile
 from tramontane.cluster.spec import ServiceSpec
 
 POLL_S = 0.2
@@ -30,9 +31,18 @@ class ControllerGone(ConnectionError):  # noqa: N818
 
 
 def follow(
-    controller: Any, spec: ServiceSpec, events: Events, ending: threading.Event, watch: RayWatch, *, owns_ray: bool
+    controller: Any,
+    spec: ServiceSpec,
+    events: Events,
+    ending: threading.Event,
+    watch: RayWatch,
+    record: RecordFile,
+    *,
+    owns_ray: bool,
 ) -> bool:
     """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it.
+
+    Where it listens is recorded.
 
     Raises as `_status` and `watch.check` do.
     """
@@ -46,8 +56,9 @@ def follow(
             if status.port and not listening:
                 target = host_port(spec.entrance.host, status.port)
                 events.tell("listening", f"listening on {target}, not serving yet", target=target)
+                record.add(target=target)
                 listening = True
-            event, line, facts = _news(status, spec)
+            event, line, facts = news(status, spec)
             if line and line != said:
                 events.tell(event, line, **facts)
                 said = line
@@ -60,17 +71,25 @@ def follow(
     return False
 
 
-def _news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | float]]:
+def news(status: Status, spec: ServiceSpec) -> tuple[str, str, dict[str, str | float]]:
     """An event's name, message and facts; the message is empty where there is nothing to say."""
     match status.phase:
         case ServicePhase.WAITING:
             return "waiting", status.detail, {}
+        case ServicePhase.LOADING if status.detail:
+            return "compiling", status.detail, {}
         case ServicePhase.LOADING:
             percent = math.floor(status.fraction * 10) * 10
             return "loading", f"loading, {percent} %", {"percent": percent}
         case ServicePhase.READY:
             target = host_port(spec.entrance.host, status.port)
-            return "ready", f"ready: {spec.name} on {target}", {"target": target, "version": status.version}
+            lowered = f" (context lowered to {spec.context:,} tokens, which fit)" if spec.context_lowered else ""
+            facts: dict[str, str | float] = {
+                "target": target,
+                "version": status.version,
+                "context_tokens": spec.context,
+            }
+            return "ready", f"ready: {spec.name} on {target}{lowered}", facts
         case ServicePhase.DEGRADED:
             return "degraded", f"degraded: {status.detail}", {}
         case ServicePhase.BROKEN:

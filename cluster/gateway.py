@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tramontane.cluster.doors import Address, host_port
+from tramontane.cluster.address import Address, host_port
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.health import Health
 from tramontane.cluster.interceptors import OPEN_CALLS, RequestGuard, receive_limit_bytes

@@ -23,6 +23,8 @@ from tramontane.cluster.messages import PROTOCOL, Challenge, Hello, Role, Welcom
 NONCE_BYTES = 32
 HANDSHAKE_TIMEOUT_S = 5.0
 """A listener waits no longer for the whole Hello."""
+MAX_HANDSHAKES = 32
+"""Diallers whose Hello a listener awaits at a time; further ones are turned away."""
 
 
 class HandshakeError(Exception):

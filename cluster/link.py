@@ -15,19 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.fields import ALIGNMENT, Buffer
 from tramontane.cluster.frames import FrameError, Message
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Heartbeat, Role
 from tramontane.cluster.site import Site
 from tramontane.stages.microbatch import Microbatch
 
 Inbox: TypeAlias = Callable[[Microbatch, int], memoryview]
 """Hands out the bytes into which a Microbatch's rows are received; the frame has so many."""
-
-
-class LinkClosed(Exception):  # noqa: N818  (an event as much as an error)
-    """The link is closed; the message says why, for the log."""
 
 
 class Link:

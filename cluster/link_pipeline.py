@@ -7,9 +7,9 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from tramontane.cluster.address import Address
 from tramontane.cluster.async_link import AsyncLink
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Cancel, Finished, Load, Role, Submit, Tokens
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.reasons import one_line

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from tramontane.cluster import doors, frames, handshake
-from tramontane.cluster.link import Link, LinkClosed, read_message, write_all
+from tramontane.cluster.link import Link, read_message, write_all
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.log_lines import refusals
 from tramontane.cluster.messages import Hello
 from tramontane.cluster.site import Site
 
 log = logging.getLogger(__name__)
 
-MAX_HANDSHAKES = 32
-"""Diallers whose Hello a listener awaits at a time; further ones are turned away."""
 ACCEPT_PAUSE_S = 0.1
 """After an accept that failed, for lack of file descriptors as a rule."""
 
@@ -80,11 +79,11 @@ class Listener:
                     self._closed.wait(ACCEPT_PAUSE_S)
                 continue
             with self._lock:
-                crowded = len(self._strangers) >= MAX_HANDSHAKES
+                crowded = len(self._strangers) >= (most := handshake.MAX_HANDSHAKES)
                 if not crowded:
                     self._strangers.add(line)
             if crowded:
-                refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, MAX_HANDSHAKES)
+                refusals.warning("%s refused a dialler: %d others are in their handshake", self._name, most)
                 line.close()
             else:
                 threading.Thread(target=self._greet, args=(line,), name="link handshake", daemon=True).start()

@@ -50,6 +50,7 @@ class ModelFolder:
             name=spec.name,
             config=config,
             context=spec.context,
+            context_lowered=spec.context_lowered,
             dtype=spec.dtype,
             stages=spec.stages,
             version=version,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, ProcessFacts, RouterCounters, StageCounters
-from tramontane.cluster.worker import LoadedStage
+from tramontane.cluster.worker import LoadedStage, LoadProgress
 
 
 class StageControl(Protocol):
@@ -26,8 +26,8 @@ class StageControl(Protocol):
         """
         ...
 
-    async def progress(self) -> float:
-        """How far that is, 0 to 1."""
+    async def progress(self) -> LoadProgress:
+        """How far that is."""
         ...
 
     async def stats(self) -> tuple[StageCounters, ProcessFacts]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from tramontane.cluster.entrance import Entrance
+from tramontane.cluster.kv_plan import KVPlanner, KVWishes
+from tramontane.cluster.memory_sums import Room
+from tramontane.cluster.model_place import find_model
+from tramontane.cluster.node_facts import NodeFacts
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
@@ -17,12 +21,15 @@ from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.folder import CONFIG, TOKENIZER, SmallFiles
-from tramontane.stages.kv_layout import plan_kv
 from tramontane.stages.split import split_as, split_layers
+from tramontane.stages.stage_memory import stage_memory
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
-LARGEST_DEFAULT_CHUNK = 512
 OTHER_TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model.v*")
+STAGE_PROCESS_BYTES = 400 * 2**20
+"""Of a stage's process, torch and a step's threads; one without weights had 198 MB of its own (2026-11-28)."""
+GPU_CONTEXT_BYTES = 1 << 30
+"""Of CUDA's context and its libraries' work space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,54 +88,107 @@ class ServeOptions:
         )
 
 
-def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> ServiceSpec:
-    """Turn options and what each node of the cluster offers (amounts by Ray's names) into the spec of a service.
+@dataclass(frozen=True, kw_only=True)
+class ReadModel:
+    """A checkpoint as `serve` has read it, once, for plans that may be made again when more is known of the cluster."""
+
+    name: str
+    folder: Path
+    files: SmallFiles
+    config: ModelConfig
+    spans: tuple[range, ...]
+    """Each stage's layers."""
+    dtype: str
+    vocabulary: Vocabulary
+    has_tokenizer: bool
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the folder is not used, though its owner may count on it, a line each."""
+        remarks = list(self.vocabulary.remarks)
+        if "auto_map" in self.files.json(CONFIG):
+            remarks.append(f"{CONFIG} names code of its own (auto_map), which is not run")
+        if not self.has_tokenizer:
+            others = [path.name for pattern in OTHER_TOKENIZERS for path in sorted(self.folder.glob(pattern))]
+            beside = f" ({', '.join(others)}: not supported)" if others else ""
+            remarks.append(f"there is no {TOKENIZER}{beside}: the model takes and gives token ids, no text")
+        return tuple(remarks)
+
+
+def read_model(options: ServeOptions) -> ReadModel:
+    """Read and check the folder that the options name.
 
     Raises:
-        ValueError: an option, the checkpoint or its tokenizer is not right; names field, limit and value.
+        ValueError: the checkpoint or its tokenizer is not right, or cannot be cut so; names file or option.
     """
-    model_dir = (options.model_dir or EMBEDDED).absolute()
-    files = SmallFiles.read(model_dir)
+    folder, name = find_model(options.model_dir or EMBEDDED)
+    files = SmallFiles.read(folder)
     config = ModelConfig.read(files)
     spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
     if options.split and options.stages not in (1, len(options.split)):
         raise ValueError(f"split names {len(options.split)} stages, and stages is {options.stages}")
-    checkpoint = Checkpoint.open(model_dir, config)
+    checkpoint = Checkpoint.open(folder, config)
     checkpoint.owners(spans)
     tokenizer = Tokenizer.read(files, config)
-    vocabulary = Vocabulary.read(files, config.vocab, tokenizer)
-
-    context = options.max_context or config.context
-    if context > config.context:
-        raise ValueError(f"max-context is {context}; the checkpoint's context is {config.context}")
-    window = config.smallest_window
-    most = min(context, options.max_batch_tokens)
-    chunk = options.chunk or min(window or context, LARGEST_DEFAULT_CHUNK, most)
-    if chunk > most:
-        raise ValueError(f"chunk is {chunk}; the context is {context}, and max-batch-tokens {options.max_batch_tokens}")
-    dtype = options.dtype or checkpoint.dtype
-    layout = plan_kv(
-        config,
-        spans,
-        kv_memory_bytes=options.kv_memory,
-        chunk=chunk,
-        context=context,
-        dtype=dtype,
-        kv_length=options.kv_length,
+    return ReadModel(
+        name=options.name or name,
+        folder=folder,
+        files=files,
+        config=config,
+        spans=spans,
+        dtype=options.dtype or checkpoint.dtype,
+        vocabulary=Vocabulary.read(files, config.vocab, tokenizer),
+        has_tokenizer=tokenizer is not None,
     )
-    spec = ServiceSpec(
-        identity=secrets.token_hex(8),
+
+
+def plan_service(
+    options: ServeOptions, model: ReadModel, nodes: Sequence[NodeFacts], *, identity: str | None = None
+) -> ServiceSpec:
+    """Turn options, a checkpoint and what each node of the cluster offers into the spec of a service.
+
+    Without nodes nothing is known of the cluster yet, and only what would be wrong on any is refused. A plan that is
+    made again keeps its `identity`.
+
+    Raises:
+        ValueError: an option is not right, or the nodes cannot hold what it asks for; names option, limit and value.
+    """
+    stages = len(model.spans)
+    cpus = options.cpus_per_stage or share_of_nodes([node.cpus for node in nodes], stages)
+    device = _device(options, nodes, stages)
+    rooms = gpu_rooms(nodes) if device == "cuda" else node_rooms(nodes, stages, cpus)
+    kv = KVPlanner(
+        model.config,
+        model.spans,
+        model.dtype,
+        KVWishes(
+            max_context=options.max_context,
+            kv_memory=options.kv_memory,
+            kv_length=options.kv_length,
+            chunk=options.chunk,
+            max_batch_tokens=options.max_batch_tokens,
+        ),
+        [
+            stage_memory(
+                model.config, span, dtype=model.dtype, quantize=options.quantize, rows=options.max_batch_tokens
+            )
+            for span in model.spans
+        ],
+        rooms,
+    ).plan()
+    return ServiceSpec(
+        identity=identity or secrets.token_hex(8),
         generation=1,
-        name=options.name or model_dir.name,
-        model_dir=str(model_dir),
-        files=files.digests,
-        spans=tuple((span.start, span.stop) for span in spans),
-        dtype=dtype,
+        name=model.name,
+        model_dir=str(model.folder),
+        files=model.files.digests,
+        spans=tuple((span.start, span.stop) for span in model.spans),
+        dtype=model.dtype,
         quantize=options.quantize,
-        device="",  # this, CPUs and threads depend on the cluster: `fit_to`
+        device=device,
         scheduler=SchedulerOptions(
-            layout=layout,
-            context=context,
+            layout=kv.layout,
+            context=kv.context,
             max_batch_tokens=options.max_batch_tokens,
             max_waiting=options.max_waiting,
             decode_groups=options.decode_groups,
@@ -136,46 +196,59 @@ def plan_service(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) ->
             max_running=options.max_running,
             max_step_s=options.max_step,
         ),
-        sampleable_ids=vocabulary.sampleable_ids,
-        unnamed_ids=vocabulary.unnamed_ids,
-        cpus_per_stage=0.0,
-        threads=0,
+        context_lowered=kv.lowered,
+        memory_sum="" if kv.sum is None else str(kv.sum),
+        sampleable_ids=model.vocabulary.sampleable_ids,
+        unnamed_ids=model.vocabulary.unnamed_ids,
+        cpus_per_stage=cpus,
+        threads=options.threads or max(1, math.floor(cpus)),
         entrance=options.entrance,
         hang_limit_s=float(options.hang_limit),
         link_silence_s=float(options.link_silence),
         log_level=options.log_level,
-        remarks=(*_remarks(files, tokenizer), *vocabulary.remarks),
     )
-    return fit_to(spec, options, nodes)
 
 
-def _remarks(files: SmallFiles, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """What of the folder is not used, though its owner may count on it."""
-    if "auto_map" in files.json(CONFIG):
-        yield f"{CONFIG} names code of its own (auto_map), which is not run"
-    if tokenizer is None:
-        others = [
-            name for pattern in OTHER_TOKENIZERS for name in sorted(path.name for path in files.folder.glob(pattern))
-        ]
-        beside = f" ({', '.join(others)}: not supported)" if others else ""
-        yield f"there is no {TOKENIZER}{beside}: the model takes and gives token ids, no text"
-
-
-def fit_to(spec: ServiceSpec, options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> ServiceSpec:
-    """The spec for a cluster of these nodes: everything else in it stays as it was planned.
-
-    Raises:
-        ValueError: the device cannot do what was asked for.
-    """
-    cpus = options.cpus_per_stage or share_of_nodes([node.get("CPU", 0.0) for node in nodes], spec.stages)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    device = options.device
-    if device == "auto":
+def _device(options: ServeOptions, nodes: Sequence[NodeFacts], stages: int) -> str:
+    """Where stages compute."""
+    gpus = sum(node.gpus for node in nodes)
+    if options.device == "auto":
         # 8-bit weights are the native CPU kernels' alone.
-        device = "cuda" if gpus >= spec.stages and spec.quantize is None else "cpu"
-    if spec.quantize is not None and device != "cpu":
-        raise ValueError(f"quantize is {spec.quantize}, and device is {device}: only CPUs hold weights in 8 bits")
-    return replace(spec, cpus_per_stage=cpus, threads=options.threads or max(1, math.floor(cpus)), device=device)
+        return "cuda" if gpus >= stages and options.quantize is None else "cpu"
+    if options.quantize is not None and options.device != "cpu":
+        raise ValueError(
+            f"quantize is {options.quantize}, and device is {options.device}: only CPUs hold weights in 8 bits"
+        )
+    # A cluster may get more GPUs; a Ray of our own is this machine, and stays so.
+    if options.device == "cuda" and options.address is None and nodes and gpus < stages:
+        raise ValueError(
+            f"--device is cuda, and {nodes[0].name} has {gpus:g} GPUs that CUDA programs see; --stages is {stages}: "
+            "each needs one"
+        )
+    return options.device
+
+
+def node_rooms(nodes: Sequence[NodeFacts], stages: int, cpus_per_stage: float) -> list[Room]:
+    """Where stages that compute on CPUs may come: a node takes as many as have CPUs there, a single node all."""
+    return [
+        Room(
+            place=node.name,
+            free=node.free_memory,
+            stages=stages if len(nodes) == 1 else min(stages, math.floor(node.cpus / cpus_per_stage + 1e-9)),
+            each=STAGE_PROCESS_BYTES,
+        )
+        for node in nodes
+        if node.free_memory is not None
+    ]
+
+
+def gpu_rooms(nodes: Sequence[NodeFacts]) -> list[Room]:
+    """Where stages that compute on GPUs may come: one to each."""
+    return [
+        Room(place=f"GPU {index} of {node.name}", free=free, stages=1, each=GPU_CONTEXT_BYTES)
+        for node in nodes
+        for index, free in enumerate(node.free_gpu_memory or ())
+    ]
 
 
 def share_of_nodes(cpus: Iterable[float], stages: int) -> float:

@@ -55,19 +55,26 @@ def sockets_folder(identity: str, environment: Mapping[str, str] = os.environ) -
     Raises:
         ValueError: sockets there would have paths that are too long.
     """
-    session = environment.get("XDG_RUNTIME_DIR")
-    folder = _temporary() / "run" / identity
-    if session and Path(session).is_absolute():
-        with contextlib.suppress(OSError, ValueError):
-            real = Path(os.path.realpath(session))
-            check_private(real)
-            folder = real / "tramontane" / "run" / identity
+    folder = _runtime(environment) / "run" / identity
     size = len(os.fsencode(folder))
     if size > LONGEST_FOLDER:
         raise ValueError(
             f"folder {folder} has {size} bytes, and {LONGEST_FOLDER} are the limit where sockets lie; "
             "set XDG_RUNTIME_DIR or TMPDIR to a shorter one"
         )
+    return folder
+
+
+def services_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this user's `serve` commands on this node record what they serve. It is there then, and private.
+
+    Raises:
+        ValueError: see `check_private`.
+        OSError: it cannot be made.
+    """
+    folder = _runtime(environment) / "services"
+    for each in (folder.parent, folder):
+        _make(each)
     return folder
 
 
@@ -121,6 +128,17 @@ class SharedFolder:
         secret = path.read_bytes()
         assert len(secret) == SECRET_BYTES, f"{path} holds {len(secret)} bytes"
         return secret
+
+
+def _runtime(environment: Mapping[str, str]) -> Path:
+    """For what ends with this user's session, where there is a folder of this user's alone; else a temporary one."""
+    session = environment.get("XDG_RUNTIME_DIR")
+    if session and Path(session).is_absolute():
+        with contextlib.suppress(OSError, ValueError):
+            real = Path(os.path.realpath(session))
+            check_private(real)
+            return real / "tramontane"
+    return _temporary()
 
 
 def _temporary() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.actors import ActorPort, Gateway, Router, StageWorker, node_id
+from tramontane.cluster.node_facts import NodeFacts
 from tramontane.cluster.part_process import open_log
 from tramontane.cluster.parts import GatewayControl, RouterControl, StageControl
 from tramontane.cluster.ray_watch import Servers
-from tramontane.cluster.spec import CONTROLLER, NAMESPACE, ServiceSpec
+from tramontane.cluster.spec import CONTROLLER, NAMESPACE, SPEC_KEY, ServiceSpec, names_in
 from tramontane.cluster.stats import ServiceStats, process_facts
 
-SPEC_KEY = b"spec"
 CLOSE_TIMEOUT_S = 3.0
 
 
@@ -135,9 +135,19 @@ def create_controller(spec: ServiceSpec) -> Any:
     return cast(Any, Controller).options(**options).remote()
 
 
-def resources_of_nodes() -> list[dict[str, float]]:
-    """What each living node of the cluster offers in all, by Ray's names."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def facts_of_nodes() -> list[NodeFacts]:
+    """What each living node of the cluster offers in all, by Ray's word, which for memory is from the node's start."""
+
+    def facts(node: Mapping[str, Any]) -> NodeFacts:
+        offered = node["Resources"]
+        return NodeFacts(
+            name=f"node {node['NodeManagerAddress']}",
+            cpus=offered.get("CPU", 0.0),
+            gpus=offered.get("GPU", 0.0),
+            free_memory=int(offered["memory"]) if "memory" in offered else None,
+        )
+
+    return [facts(node) for node in ray.nodes() if node["Alive"]]
 
 
 def ask_gcs() -> None:
@@ -147,9 +157,14 @@ def ask_gcs() -> None:
 
 def servers() -> Servers:
     """Where the GCS and this node's raylet listen."""
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    host, _, port = gcs_address().rpartition(":")
     mine = next(node for node in ray.nodes() if node["NodeID"] == node_id())
     return Servers((host, int(port)), (mine["NodeManagerAddress"], mine["NodeManagerPort"]))
+
+
+def gcs_address() -> str:
+    """HOST:PORT by which others join this Ray."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def session_dir() -> Path:
@@ -157,10 +172,16 @@ def session_dir() -> Path:
     return Path(ray._private.worker.global_worker.node.get_session_dir_path())
 
 
-def served_identity() -> str | None:
-    """The identity of the service on this Ray cluster, by its record; None where there is none."""
+def served_names() -> tuple[str, str] | None:
+    """Identity and model of the service on this Ray cluster, by its record; None where there is none."""
     record = internal_kv._internal_kv_get(SPEC_KEY, namespace=NAMESPACE)
-    return None if record is None else ServiceSpec.decode(record).identity
+    return None if record is None else names_in(record)
+
+
+def served_identity() -> str | None:
+    """The identity alone."""
+    names = served_names()
+    return None if names is None else names[0]
 
 
 def end_parts(identity: str | None = None) -> bool:

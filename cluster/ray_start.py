@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from tramontane.cluster.spec import NAMESPACE
@@ -15,14 +15,17 @@ from tramontane.cluster.spec import NAMESPACE
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
 LOOPBACK = "127.0.0.1"
-REACH_TIMEOUT_S = 5.0
+LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path."""
+SOCKET_OF_RAY = "/ray/session_2026-11-28_17-30-00_000000_4194304/sockets/plasma_store"
+"""The longest of those that Ray puts below the temporary folder."""
 
 
 def start_ray(address: str | None) -> None:
     """Start a Ray of our own, or join one. Ray reads its environment when it is imported, so that is set first.
 
     Raises:
-        ConnectionError: no Ray cluster at `address`.
+        ValueError, ConnectionError: see `joinable`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -31,19 +34,44 @@ def start_ray(address: str | None) -> None:
         # A Ray of one node. Else Ray takes the loopback's address for a mistake, and listens on all interfaces.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
-        # As `ray start` does; the token is that of the environment, or of the file that Ray keeps.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        _check_reachable(address)
+        take_a_token()
     import ray
 
     quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
     if address is None:
         _start_reaper()
         quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
+        ray.init(address="local", **quiet)
+        return
+    from tramontane.cluster.ray_joining import joinable
+
+    address = joinable(address)
     try:
-        ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
-        raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConnectionError(f"cannot join the Ray at {address}: {' '.join(str(error).split())}") from None
+
+
+def take_a_token() -> None:
+    """Take Ray's token along, unless the user has said otherwise: before `ray` is imported, which reads it once."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def check_temporary_folder(environment: Mapping[str, str]) -> None:
+    """Sockets of a Ray of our own have to fit below the temporary folder.
+
+    Raises:
+        ValueError: its path is too long; names the variable that says so.
+    """
+    # As Ray looks for it.
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in environment else "TMPDIR"
+    folder = environment.get(variable, "/tmp")  # noqa: S108
+    size, most = len(os.fsencode(folder)), LONGEST_SOCKET - len(SOCKET_OF_RAY)
+    if size > most:
+        raise ValueError(
+            f"{variable} is {folder}, which has {size} bytes; {most} are the limit where Ray's sockets lie below it: "
+            "set RAY_TMPDIR, or TMPDIR, to a shorter one"
+        )
 
 
 def leave(status: int) -> NoReturn:
@@ -56,21 +84,6 @@ def leave(status: int) -> NoReturn:
     atexit.unregister(ray._private.worker.shutdown)
     atexit._run_exitfuncs()
     os._exit(status)
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for ever, and says only what it tries. `auto` and its like it finds by itself.
-
-    Raises:
-        ConnectionError: nobody listens there.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConnectionError(f"no Ray cluster at {address}: {error}") from None
 
 
 def _start_reaper() -> None:

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
+from tramontane.cluster.address import Address
 from tramontane.cluster.admission import RefusalReason
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.desk import Desk
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Hello, Role
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.scheduler import Scheduler

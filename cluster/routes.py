@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.address import Address
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.pipeline import Pipeline
 from tramontane.cluster.reasons import one_line
 

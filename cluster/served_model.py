@@ -19,6 +19,8 @@ class ServedModel:
     config: ModelConfig
     context: int
     """Prompt and completion together, in tokens; at most the checkpoint's."""
+    context_lowered: str = ""
+    """Why it is less than the checkpoint's, where nobody asked so."""
     dtype: str
     stages: int
     version: str
@@ -46,4 +48,6 @@ class ServedModel:
             serving=not reason,
             quantization=self.quantization,
             reason=reason,
+            checkpoint_context_tokens=self.config.context,
+            context_lowered=self.context_lowered,
         )

@@ -17,6 +17,8 @@ from tramontane.stages.kv_layout import KVLayout
 
 NAMESPACE = "tramontane"
 """Ray's namespace for every actor and placement group of the service."""
+SPEC_KEY = b"spec"
+"""Of the service's record in Ray's key-value store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,10 @@ class ServiceSpec:
     link_silence_s: float
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
-    remarks: tuple[str, ...] = ()
-    """What whoever starts the service should know of the folder, a line each."""
+    context_lowered: str = ""
+    """Why the context is less than the checkpoint's although nobody asked so, as a clause; else empty."""
+    memory_sum: str = ""
+    """What the stages need at the fullest place, as a sentence; empty where no place's memory is known."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
@@ -112,6 +116,12 @@ class ServiceSpec:
         if values["loaded"] is not None:
             nested["loaded"] = Loaded(**values["loaded"])
         return cls(**(values | nested))
+
+
+def names_in(record: bytes) -> tuple[str, str]:
+    """Identity and model of a service by a record of `encode`, whatever else that version of ours has written there."""
+    values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
+    return values["identity"], values["name"]
 
 
 def stage_name(replica: int, stage: int) -> str:

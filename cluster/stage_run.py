@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from tramontane.cluster.channel import Channel, ChannelClosed
-from tramontane.cluster.link import Link, LinkClosed
+from tramontane.cluster.link import Link
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.reasons import one_line
 from tramontane.stages.microbatch import Microbatch, StepResult
 

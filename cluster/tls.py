@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+from datetime import UTC, datetime
 
 import grpc
 
+from tramontane.cluster.certificate_dates import validities
 from tramontane.cluster.reloading import Reloading, read_bytes
+
+log = logging.getLogger(__name__)
 
 LIMIT_BYTES = 1 << 20
 """Of one PEM file."""
@@ -20,7 +25,14 @@ def server_credentials(cert: str, key: str, client_ca: str | None) -> grpc.Serve
         ValueError: see `read_identity`.
     """
     paths = [path for path in (cert, key, client_ca) if path is not None]
-    identity = Reloading("certificates", paths, lambda: read_identity(cert, key, client_ca))
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        read_now = read_identity(cert, key, client_ca)
+        for warning in warnings_of_dates(cert, client_ca, datetime.now(UTC)):
+            log.warning("%s", warning)
+        return read_now
+
+    identity = Reloading("certificates", paths, read)
     in_use = first = identity.value()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -55,13 +67,29 @@ def read_identity(cert: str, key: str | None, client_ca: str | None) -> grpc.Ser
         # The empty password keeps OpenSSL from asking for one on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        # OpenSSL keeps one certificate of each kind of key, and says so of a key of another kind.
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             raise ValueError(f"--tls-key is {key}, which is not the key of --tls-cert, {cert}") from None
         if error.reason and "KEY" in error.reason:  # EE_KEY_TOO_SMALL and its like
             reason = error.reason.lower().replace("_", " ")
             raise ValueError(f"--tls-key is {key}, with --tls-cert {cert}, which TLS cannot use: {reason}") from None
         raise ValueError(f"--tls-key is {key}, which holds no private key in PEM without a password") from None
     return grpc.ssl_server_certificate_configuration([(secret, chain)], authorities)
+
+
+def warnings_of_dates(cert: str, client_ca: str | None, now: datetime) -> list[str]:
+    """A sentence about each certificate of the files that is not valid now: whoever checks it, refuses it.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    warnings = []
+    for option, path in (("--tls-cert", cert), ("--client-ca", client_ca)):
+        found = [] if path is None else validities(read_bytes(option, path, LIMIT_BYTES))
+        for number, validity in enumerate(found, 1):
+            if flaw := validity.flaw(now):
+                warnings.append(f"{option} is {path}, in which certificate {number} of {len(found)} {flaw}")
+    return warnings
 
 
 def _check_certificates(option: str, path: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role
@@ -60,6 +60,16 @@ class LoadedStage:
     """Torch version, device kind, CPU capability, kernel set."""
     row_invariant: bool
     """A row's bits do not depend on who shares its batch."""
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a stage's loading is."""
+
+    fraction: float
+    """0 to 1."""
+    compiling: bool = False
+    """It waits for the compiler of its kernels."""
 
 
 class StageWorker:

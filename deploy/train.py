@@ -2,18 +2,21 @@
 
 The first nine tenths of the text train model and tokenizer; the last tenth is seen by neither and judges. A text as
 small as a megabyte is soon overfitted, so branches drop out, and the weights that are kept are a moving average, saved
-whenever they judge better.
+whenever they judge better. Ctrl-C ends the training, judges where it stands, and keeps the best.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import math
 import os
+import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ from tramontane.deploy.muon import Muon
 from tramontane.deploy.training_model import Shape, TrainingModel, accumulate_gradients, hugging_face_tensors
 
 BOS, EOS = 1, 2
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class Judgement(NamedTuple):
     """For each layer, the share of its choices that its least used expert gets; 1 / experts where all get the same."""
 
 
-def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.SentencePieceProcessor:
-    """A unigram vocabulary with byte fallback, so that any text can be said; text comes back as it was."""
+def train_tokenizer(text: str, vocab: int) -> bytes:
+    """The file of a unigram vocabulary with byte fallback, so that any text can be said; text comes back as it was."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()),
@@ -75,8 +80,7 @@ def train_tokenizer(text: str, vocab: int, path: Path) -> sentencepiece.Sentence
         eos_id=EOS,
         minloglevel=2,
     )
-    path.write_bytes(model.getvalue())
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return model.getvalue()
 
 
 def encode(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> Tensor:
@@ -117,8 +121,8 @@ def judge(model: TrainingModel, tokens_N: Tensor, characters: int, length: int =
     return Judgement(nats / (len(tokens_N) - 1), nats / characters / math.log(2), tuple(shares.tolist()))
 
 
-def save(model: TrainingModel, folder: Path) -> None:
-    """Write weights and configuration; each file appears whole or not at all."""
+def save(model: TrainingModel, tokenizer: bytes, folder: Path) -> None:
+    """Write tokenizer, configuration and weights; each file appears whole or not at all."""
     shape = model.shape
     config = {
         "architectures": ["MixtralForCausalLM"],
@@ -146,12 +150,14 @@ def save(model: TrainingModel, folder: Path) -> None:
         weights = Path(scratch) / "model.safetensors"
         save_file(hugging_face_tensors(model), weights, metadata={"format": "pt"})
         weights.chmod(0o644)
-        os.replace(weights, folder / "model.safetensors")
-    for name, values in (
-        ("config.json", config),
-        ("generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS}),
-    ):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for name, values in (
+            ("config.json", config),
+            ("generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS}),
+        ):
+            (Path(scratch) / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer)
+        for path in sorted(Path(scratch).iterdir()):
+            os.replace(path, folder / path.name)
 
 
 def optimizers_of(model: TrainingModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -165,13 +171,36 @@ def optimizers_of(model: TrainingModel, recipe: Recipe) -> list[torch.optim.Opti
     return [Muon(matrices, lr=recipe.muon_lr), adam]
 
 
-def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> tuple[TrainingModel, Judgement]:
-    """Train and save the best moving average; that average, rounded to bfloat16 as saved, and its judgement."""
+@contextlib.contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, so that a step or a save is not cut in two; a second one is an exception as ever."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, usual)
+        click.echo("ending: what there is will be judged, and the best kept; Ctrl-C again ends at once", err=True)
+
+    usual = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def train(
+    text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int, ending: threading.Event
+) -> tuple[TrainingModel, Judgement]:
+    """Train and save the best moving average; that average, rounded to bfloat16 as saved, and its judgement.
+
+    `ending` ends it after the step that it is at, which is then judged as an epoch is.
+    """
     torch.manual_seed(seed)
     torch.set_num_threads(recipe.threads)
     generator = torch.Generator().manual_seed(seed)
     cut = len(text) * 9 // 10
-    tokenizer = train_tokenizer(text[:cut], shape.vocab, folder / "tokenizer.model")
+    vocabulary = train_tokenizer(text[:cut], shape.vocab)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
     seen_N, unseen_N = encode(tokenizer, text[:cut]), encode(tokenizer, text[cut:])
     model = TrainingModel(shape)
     average, best_model, best = copy.deepcopy(model), copy.deepcopy(model), Judgement(math.inf, math.inf, ())
@@ -199,11 +228,15 @@ def train(text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int) -> t
             if step % 20 == 0:
                 loss, seconds = statistics.fmean(losses[-20:]), time.monotonic() - started
                 click.echo(f"step {step}/{steps}  loss {loss:.3f}  {seconds:.0f} s")
+            if ending.is_set():
+                break
         judgement = judge(average, unseen_N, len(text) - cut)
         click.echo(f"epoch {epoch + 1}/{recipe.epochs}  {describe(judgement)}")
         if judgement.bits_per_character < best.bits_per_character:
             best, best_model = judgement, copy.deepcopy(average)
-            save(best_model, folder)
+            save(best_model, vocabulary, folder)
+        if ending.is_set():
+            break
     best_model.to(torch.bfloat16).to(torch.float32)
     return best_model, judge(best_model, unseen_N, len(text) - cut)
 
@@ -238,16 +271,22 @@ def parameters_of(shape: Shape) -> tuple[int, int]:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(text: Path, out: Path, dropout: float, ffn_dim: int, seed: int, **options: float) -> None:
-    """Train a small Mixtral on the file TEXT and write a Hugging Face folder with its own tokenizer."""
+    """Train a small Mixtral on the file TEXT and write a Hugging Face folder with its own tokenizer.
+
+    Ctrl-C ends the training where it is and keeps the best; the exit status is 130 then.
+    """
     out.mkdir(parents=True, exist_ok=True)
     shape, recipe = Shape(dropout=dropout, ffn_dim=ffn_dim), Recipe(**options)  # type: ignore[arg-type]
     total, active = parameters_of(shape)
     click.echo(f"{total:,} parameters, {active:,} active")
     started = time.monotonic()
-    _, judgement = train(text.read_text(encoding="utf-8"), out, shape, recipe, seed)
+    with first_interrupt() as ending:
+        _, judgement = train(text.read_text(encoding="utf-8"), out, shape, recipe, seed, ending)
     click.echo(f"best, as saved: {describe(judgement)}")
     record = {"parameters": total, "active": active, "seconds": round(time.monotonic() - started)}
     click.echo(json.dumps(record | judgement._asdict()))
+    if ending.is_set():
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

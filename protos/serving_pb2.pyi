@@ -195,7 +195,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "context_tokens", "window_tokens", "dtype", "stages", "version", "row_invariant", "vocabulary_tokens", "has_tokenizer", "serving", "quantization", "reason")
+    __slots__ = ("name", "architecture", "context_tokens", "window_tokens", "dtype", "stages", "version", "row_invariant", "vocabulary_tokens", "has_tokenizer", "serving", "checkpoint_context_tokens", "context_lowered", "quantization", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,8 @@ class ModelInfo(_message.Message):
     VOCABULARY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HAS_TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LOWERED_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -220,9 +222,11 @@ class ModelInfo(_message.Message):
     vocabulary_tokens: int
     has_tokenizer: bool
     serving: bool
+    checkpoint_context_tokens: int
+    context_lowered: str
     quantization: str
     reason: str
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., context_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., stages: _Optional[int] = ..., version: _Optional[str] = ..., row_invariant: _Optional[bool] = ..., vocabulary_tokens: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., serving: _Optional[bool] = ..., quantization: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., context_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., stages: _Optional[int] = ..., version: _Optional[str] = ..., row_invariant: _Optional[bool] = ..., vocabulary_tokens: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., serving: _Optional[bool] = ..., checkpoint_context_tokens: _Optional[int] = ..., context_lowered: _Optional[str] = ..., quantization: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from tramontane.stages.config import DTYPE_BYTES, ModelConfig
 
-DEFAULT_KV_MEMORY_BYTES = 512 * 2**20
+BLOCK = 32
+"""Positions of a block."""
 
 
 def ring_blocks(window: int | None, chunk: int, block: int, context: int) -> int:
@@ -73,23 +74,46 @@ class KVLayout:
         )
 
 
+def block_bytes(config: ModelConfig, spans: Sequence[range], *, dtype: str, block: int = BLOCK) -> list[list[int]]:
+    """Bytes that a block of each window class takes in the layers of each stage: one entry a stage, within it one a
+    class."""
+    layer = 2 * config.kv_heads * config.head_dim * block * DTYPE_BYTES[dtype]
+    return [
+        [layer * sum(config.windows[index] == window for index in span) for window in config.window_classes]
+        for span in spans
+    ]
+
+
+def least_kv_bytes(
+    config: ModelConfig, spans: Sequence[range], *, chunk: int, context: int, dtype: str, block: int = BLOCK
+) -> int:
+    """What one sequence of full context takes in the stage where it takes most."""
+    rings = [ring_blocks(window, chunk, block, context) for window in config.window_classes]
+    return max(_dot(costs, rings) for costs in block_bytes(config, spans, dtype=dtype, block=block))
+
+
+def kv_bytes(config: ModelConfig, spans: Sequence[range], layout: KVLayout, dtype: str) -> list[int]:
+    """What the pools of a layout take in each stage."""
+    costs = block_bytes(config, spans, dtype=dtype, block=layout.block)
+    return [_dot(stage, layout.pool_blocks) for stage in costs]
+
+
 def plan_kv(
     config: ModelConfig,
     spans: Sequence[range],
     *,
-    kv_memory_bytes: int | None,
+    kv_memory_bytes: int,
     chunk: int,
     context: int,
     dtype: str,
-    block: int = 32,
+    block: int = BLOCK,
     kv_length: int | None = None,
 ) -> KVLayout:
     """Share each stage's `kv_memory_bytes` among the window classes, in the ratio that a sequence of `kv_length` needs.
 
-    `spans` are the stages' layers. Memory that is None is 512 MiB, or what one sequence of full context needs if that
-    is more. `kv_length` defaults to the largest finite window, else the context. Each class holds at least one full
-    ring, taken from the others' shares where its own is smaller. A class gets the least that any stage with layers of
-    it can give.
+    `spans` are the stages' layers. `kv_length` defaults to the largest finite window, else the context. Each class
+    holds at least one full ring, taken from the others' shares where its own is smaller. A class gets the least that
+    any stage with layers of it can give.
 
     Raises:
         ValueError: a stage's memory cannot hold one sequence of full context, or an option is below 1.
@@ -101,22 +125,19 @@ def plan_kv(
     rings = [ring_blocks(window, chunk, block, context) for window in windows]
     length = kv_length or max((window for window in windows if window is not None), default=context)
     wanted = [blocks_held(min(length, context), block, ring) for ring in rings]
-    layer_block_bytes = 2 * config.kv_heads * config.head_dim * block * DTYPE_BYTES[dtype]
-    # One entry a stage, within it one a class: bytes that a block of the class takes in the stage's layers.
-    block_bytes = [
-        [layer_block_bytes * sum(config.windows[layer] == window for layer in span) for window in windows]
-        for span in spans
-    ]
-    least = max(sum(cost * ring for cost, ring in zip(costs, rings, strict=True)) for costs in block_bytes)
-    if kv_memory_bytes is None:
-        kv_memory_bytes = max(DEFAULT_KV_MEMORY_BYTES, least)
+    least = least_kv_bytes(config, spans, chunk=chunk, context=context, dtype=dtype, block=block)
     if kv_memory_bytes < least:
         raise ValueError(
             f"--kv-memory is {kv_memory_bytes} bytes a stage; one sequence of {context} tokens needs {least} bytes"
         )
-    shares = [_share(kv_memory_bytes, costs, rings, wanted) for costs in block_bytes]
+    costs = block_bytes(config, spans, dtype=dtype, block=block)
+    shares = [_share(kv_memory_bytes, stage, rings, wanted) for stage in costs]
     pools = [min(share[index] for share in shares if index in share) for index in range(len(windows))]
     return KVLayout(block=block, chunk=chunk, windows=windows, rings=tuple(rings), pool_blocks=tuple(pools))
+
+
+def _dot(costs: Sequence[int], blocks: Sequence[int]) -> int:
+    return sum(cost * count for cost, count in zip(costs, blocks, strict=True))
 
 
 def _share(memory: int, costs: Sequence[int], rings: Sequence[int], wanted: Sequence[int]) -> dict[int, int]:

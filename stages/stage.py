@@ -142,21 +142,27 @@ class Stage:
         `context` bounds positions, `max_tokens` a microbatch. The former binding is gone.
 
         Raises:
-            ValueError: the epoch is not higher than all before.
+            ValueError: the epoch is not higher than all before, or there is no memory for the pool.
         """
         if epoch <= self.epoch:
             raise ValueError(f"epoch is {epoch}; the stage was bound at {self.epoch} and takes only a higher one")
         # The old pools go first, since two may not fit; should the new ones fail, the old epoch is over all the same.
         self.epoch, self._binding = epoch, None
-        self._binding = Binding(
-            self.config,
-            self.span,
-            self._kernels,
-            epoch=epoch,
-            layout=layout,
-            context=context,
-            max_tokens=max_tokens,
-        )
+        try:
+            self._binding = Binding(
+                self.config,
+                self.span,
+                self._kernels,
+                epoch=epoch,
+                layout=layout,
+                context=context,
+                max_tokens=max_tokens,
+            )
+        except (MemoryError, OSError, RuntimeError) as error:  # torch's allocators raise the last
+            raise ValueError(
+                f"there is no memory for the keys and values of layers {self.span.start} to {self.span.stop - 1}, "
+                f"{layout.pool_blocks} blocks: {error}; --kv-memory and --max-context change it"
+            ) from error
         row_bytes = self.config.dim * self._dtype.itemsize
         self._inbox = None if self.is_first else Inbox(max_tokens, row_bytes, self._pinned)
 

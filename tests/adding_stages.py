@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from wires import DEADLINE_S, FAR, NEAR, dial, in_thread, listening, site_at, socket_folder
 
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.site import Site
 from tramontane.cluster.worker import StageWorker

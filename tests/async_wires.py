@@ -9,8 +9,8 @@ from pathlib import Path
 
 from wires import DEADLINE_S, NEAR, dialling_from, greet, raw_dial, site_at
 
+from tramontane.cluster.address import Address
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
-from tramontane.cluster.doors import Address
 from tramontane.cluster.messages import Hello, Role
 
 

@@ -16,13 +16,18 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self._openssl("req", "-x509", *KEY, "-keyout", f"{name}.key", "-out", self.ca.name, "-subj", f"/CN={name}")
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key, for a server or a client."""
+    def issue(self, name: str, *, days: int = 30) -> tuple[Path, Path]:
+        """A certificate and its key, for a server or a client; with -1 `days` it expired yesterday."""
         (self.folder / "san").write_text("subjectAltName=DNS:tramontane.test,IP:127.0.0.1")
         self._openssl("req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        days_of = ("-days", str(days))
         signed_by = ("-CA", self.ca.name, "-CAkey", f"{self._name}.key", "-CAcreateserial", "-extfile", "san")
-        self._openssl("x509", "-req", "-in", f"{name}.csr", *signed_by, "-out", f"{name}.pem")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", *signed_by, *days_of, "-out", f"{name}.pem")
         return self.folder / f"{name}.pem", self.folder / f"{name}.key"
+
+    def rsa_key(self, path: Path) -> None:
+        """A private key that is nobody's."""
+        self._openssl("genrsa", "-out", str(path), "2048")
 
     def lock(self, key: Path, locked: Path) -> None:
         """The same key, behind a password."""

@@ -20,9 +20,11 @@ from tramontane.client.loadtest.result import RunResult, SweepResult
 # Where the tests run in the background, SIGINT is ignored, and every process that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Log files of the services that tests start.
+# Log files, sockets and records of the services that tests start. Paths of sockets are short.
 _state = tempfile.TemporaryDirectory(prefix="tramontane-tests-")
 os.environ["XDG_STATE_HOME"] = _state.name
+_runtime = tempfile.TemporaryDirectory(prefix="tr-", dir="/tmp")
+os.environ["XDG_RUNTIME_DIR"] = _runtime.name
 
 EMBEDDED = Path(__file__).parent.parent / "deploy" / "embedded"
 

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceTrainer
 
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import EndReason, Finished, Submit
 from tramontane.cluster.named_ids import NamedIds
 from tramontane.cluster.pipeline import Receiver, broken_end

@@ -205,6 +205,7 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
                 name="counting",
                 architecture="CountingForCausalLM",
                 context_tokens=4096,
+                checkpoint_context_tokens=4096,
                 window_tokens=128,
                 dtype="float32",
                 stages=2,
@@ -216,7 +217,13 @@ class FakeServer(serving_pb2_grpc.ServingServicer):
                 reason=self.reason,
                 quantization="int8",
             )
-            full = serving_pb2.ModelInfo(name="full", architecture="CountingForCausalLM", context_tokens=64)
+            full = serving_pb2.ModelInfo(
+                name="full",
+                architecture="CountingForCausalLM",
+                context_tokens=64,
+                checkpoint_context_tokens=128,
+                context_lowered="128 do not fit",
+            )
             return serving_pb2.ListModelsResponse(models=[info, full])
 
     def GetStats(self, request, context):  # noqa: N802

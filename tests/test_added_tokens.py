@@ -13,12 +13,11 @@ import torch
 from fake_pipeline import serving
 from local_pipeline import LocalPipeline
 from models import cached_checkpoint, hf_model, load_tensors, save_tensors, tiny_tokenizer
+from plans import planned
 from sentencepiece import SentencePieceProcessor
 
 from tramontane.client import AsyncClient, FinishReason
-from tramontane.cluster.cli import serve
 from tramontane.cluster.model_folder import ModelFolder
-from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.served_model import ServedModel
 
 SIZE = SentencePieceProcessor(model_proto=tiny_tokenizer()).vocab_size()
@@ -57,8 +56,8 @@ def prompt_ids() -> list[int]:
 
 
 def served(folder: Path) -> ServedModel:
-    spec = plan_service(ServeOptions(**serve.make_context("serve", [str(folder)]).params), [])
-    assert (spec.sampleable_ids, spec.unnamed_ids, spec.remarks) == (SIZE + 2, (), ())
+    spec = planned(folder)
+    assert (spec.sampleable_ids, spec.unnamed_ids) == (SIZE + 2, ())
     return ModelFolder(spec, part="gateway-0", node="here").served_model("v", True)
 
 

@@ -93,8 +93,24 @@ def test_a_verb_whose_package_is_missing_says_what_to_install(plugin, arguments,
     assert result.exit_code == 1
     assert result.stderr == (
         f"Error: `tramontane {verb}` needs package_that_is_missing, which is not installed: "
-        f"pip install 'tramontane[{extras}]'\n"
+        f"pip install '.[{extras}]' in a checkout of Tramontane\n"
     )
+
+
+def completed(monkeypatch, *words: str) -> str:
+    """What a shell is told of a line, by click's own protocol."""
+    monkeypatch.setenv("COMP_WORDS", " ".join(["tramontane", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    monkeypatch.setenv("_TRAMONTANE_COMPLETE", "bash_complete")
+    return CliRunner().invoke(main, [], prog_name="tramontane").stdout
+
+
+def test_shells_complete_added_verbs_their_options_and_values(plugin, monkeypatch):
+    assert completed(monkeypatch, "gr") == "plain,greet\n"
+    assert completed(monkeypatch, "many", "") == "plain,needy\nplain,run\n"
+    assert completed(monkeypatch, "many", "run", "--t") == "plain,--times\n"
+    assert completed(monkeypatch, "needy", "--") == "plain,--help\n"  # its packages are missing
+    assert completed(monkeypatch, "serve", "--quantize", "") == "plain,int8\n"
 
 
 def test_an_added_verb_may_be_a_group(plugin):

@@ -25,7 +25,7 @@ from wires import dial as dial_blocking
 from tramontane.cluster import async_stream, doors, frames
 from tramontane.cluster.async_link import AsyncLink
 from tramontane.cluster.frames import FrameError
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Cancel, Hello
 
 

@@ -26,10 +26,10 @@ from wires import (
     socket_folder,
 )
 
-from tramontane.cluster import async_link, frames, handshake
+from tramontane.cluster import frames, handshake
+from tramontane.cluster.address import Address
 from tramontane.cluster.async_link import AsyncLink
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role
 
 
@@ -110,7 +110,7 @@ async def test_a_silent_dialler_holds_nobody_up_and_is_given_up(folder, monkeypa
 
 async def test_a_crowd_that_comes_at_once_is_bounded(folder, monkeypatch):
     """All are accepted in one turn of the loop, before any handshake has begun."""
-    monkeypatch.setattr(async_link, "MAX_HANDSHAKES", 2)
+    monkeypatch.setattr(handshake, "MAX_HANDSHAKES", 2)
     async with listener_of(folder) as (listener, _):
         crowd = [raw_dial(listener.address, NEAR) for _ in range(20)]  # the loop stands still meanwhile
         answers = await asyncio.gather(*(asyncio.to_thread(line.recv, 1000) for line in crowd))
@@ -137,7 +137,7 @@ async def test_strangers_hear_nothing_whether_they_dial_or_listen(folder, caplog
 
 
 async def test_a_crowd_of_silent_diallers_is_bounded(folder, monkeypatch, caplog):
-    monkeypatch.setattr(async_link, "MAX_HANDSHAKES", 2)
+    monkeypatch.setattr(handshake, "MAX_HANDSHAKES", 2)
     async with listener_of(folder) as (listener, _):
         crowd = [await asyncio.to_thread(raw_dial, listener.address, NEAR) for _ in range(2)]
         for line in crowd:

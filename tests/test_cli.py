@@ -85,8 +85,10 @@ def test_models(run):
         "VERSION",
     ]
     assert lines[1].split() == ["counting", "yes", "4096", "128", "float32", "int8", "yes", "2", "counting-1"]
-    assert lines[2].split() == ["full", "no", "64", "none", "none", "0"]
-    assert [info["name"] for info in json.loads(run("models", "--json").stdout)] == ["counting", "full"]
+    assert lines[2].split() == ["full", "no", "64", "of", "128", "none", "none", "0"]
+    infos = json.loads(run("models", "--json").stdout)
+    assert [info["name"] for info in infos] == ["counting", "full"]
+    assert [info["context_lowered"] for info in infos] == ["", "128 do not fit"]
 
 
 def test_health_is_0_only_when_serving(server, run):

@@ -10,14 +10,14 @@ import pytest
 from models import make_checkpoint
 
 from tramontane.cluster import controller as controlling
+from tramontane.cluster.address import Address
 from tramontane.cluster.controller import Controller, ServicePhase
-from tramontane.cluster.doors import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.routes import LinkNews
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.cluster.stats import GatewayCounters, RouterCounters, StageCounters, process_facts
-from tramontane.cluster.worker import LoadedStage
+from tramontane.cluster.worker import LoadedStage, LoadProgress
 from tramontane.stages.folder import SmallFiles
 from tramontane.stages.kv_layout import KVLayout
 
@@ -31,6 +31,7 @@ class FakePlatform:
         self.log: list[str] = []
         self.lacking = ["no room: 2 CPU are missing"]
         self.load_fails = False
+        self.compiling = False
         self.bytes_on_disk = b"d"
         self.recorded: list[ServiceSpec] = []
         self.router_broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -77,7 +78,7 @@ class FakeStage:
         return LoadedStage({f"t{self.index}": self.platform.bytes_on_disk}, "numerics", True)
 
     async def progress(self):
-        return 0.5
+        return LoadProgress(0.5, self.platform.compiling)
 
     async def stats(self):
         if self.index == 1:
@@ -220,6 +221,21 @@ async def test_the_service_comes_up_in_order(spec) -> None:
     await controller.stop()
     assert platform.log[-2:] == ["close gateway", "end"]
     assert controller.status().phase is ServicePhase.STOPPED
+
+
+async def test_a_compile_at_the_first_use_is_said_while_it_lasts(spec) -> None:
+    controller, platform, _ = await started(spec)
+    platform.compiling = True
+    await until(lambda: controller.status().detail == "compiling the CPU kernels: once, some 15 s")
+    assert controller.status().phase is ServicePhase.LOADING
+    platform.compiling = False
+    await until(lambda: controller.status().detail == "")
+    platform.compiling = True
+    await until(lambda: controller.status().detail != "")
+    platform.loaded.set()
+    await until(lambda: controller.status().phase is ServicePhase.READY)
+    assert controller.status().detail == ""
+    await controller.stop()
 
 
 async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:

@@ -109,6 +109,36 @@ READY, DEGRADED, BROKEN = ServicePhase.READY, ServicePhase.DEGRADED, ServicePhas
 LOST = "gateway-0 has no link with router-0: cut"
 
 
+def test_serve_says_how_a_service_comes_up_and_records_where_it_listens(monkeypatch, capsys):
+    spec = SimpleNamespace(name="m", entrance=SimpleNamespace(host="127.0.0.1"))
+    left = [
+        None,
+        status(ServicePhase.STARTING),
+        status(ServicePhase.LOADING, "compiling the CPU kernels: once, some 15 s"),
+        status(ServicePhase.LOADING, "compiling the CPU kernels: once, some 15 s"),
+        status(ServicePhase.LOADING),
+        status(READY),
+    ]
+
+    class Polled(contextlib.nullcontext):
+        def latest(self):
+            return left.pop(0)
+
+    recorded = []
+    record = SimpleNamespace(add=lambda **facts: recorded.append(facts))
+    monkeypatch.setattr(following, "Poll", lambda *_: Polled(Polled()))
+    monkeypatch.setattr(following, "POLL_S", 0.0)
+    watch = SimpleNamespace(check=lambda: None)
+    assert following.follow(None, spec, Events(as_json=True), threading.Event(), watch, record, owns_ray=True)
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == [
+        "listening",
+        "compiling",
+        "loading",
+        "ready",
+    ]
+    assert recorded == [{"target": "127.0.0.1:1"}]
+
+
 @pytest.mark.parametrize(
     ("statuses", "told", "whole"),
     [

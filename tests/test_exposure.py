@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from dataclasses import asdict
+import ssl
+import subprocess
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from certificates import Authority
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tramontane.cluster.certificate_dates import validities
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.exposure import check_entrance
 from tramontane.cluster.reloading import Reloading
@@ -25,12 +32,16 @@ def files(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("files")
     authority = Authority(folder)
     (cert, key), (_, other_key) = authority.issue("server"), authority.issue("other")
+    expired, expired_key = authority.issue("expired", days=-1)
+    authority.rsa_key(folder / "rsa")
+    (folder / "chain").write_bytes(cert.read_bytes() + expired.read_bytes())
     (folder / "tokens").write_text(f"{TOKEN}\n")
     authority.lock(key, folder / "locked")
     (folder / "long").write_bytes(b"#" * (2 << 20))
     for path in folder.iterdir():
         path.chmod(0o600)
     named = {"cert": cert, "key": key, "other key": other_key, "ca": authority.ca, "tokens": folder / "tokens"}
+    named |= {"expired": expired, "expired key": expired_key, "rsa key": folder / "rsa", "chain": folder / "chain"}
     named |= {name: folder / name for name in ("locked", "long", "missing")} | {"folder": folder}
     return {name: str(path) for name, path in named.items()}
 
@@ -56,6 +67,7 @@ TLS = {"tls_cert": "cert", "tls_key": "key"}
         (TLS | {"tls_key": "cert"}, "--tls-key is {cert}, which holds no private key"),
         (TLS | {"tls_key": "locked"}, "--tls-key is {locked}, which holds no private key in PEM without a password"),
         (TLS | {"tls_key": "other key"}, "--tls-key is {other key}, which is not the key of --tls-cert, {cert}"),
+        (TLS | {"tls_key": "rsa key"}, "--tls-key is {rsa key}, which is not the key of --tls-cert, {cert}"),
         (TLS | {"client_ca": "key"}, "--client-ca is {key}, which holds no certificate"),
         ({"token_file": "missing"}, "--token-file is {missing}, which cannot be read"),
         ({"token_file": "long"}, "--token-file is {long}, which is longer than"),
@@ -109,6 +121,51 @@ def test_a_service_spec_holds_paths_alone(files):
     check_entrance(whole, insecure=False)
     assert TOKEN not in str(asdict(whole))
     assert "PRIVATE" not in str(asdict(whole))
+
+
+# Dates of certificates
+
+
+def test_expired_certificates_are_warned_of(files):
+    """Before anything starts: nobody who checks them would be let in."""
+    (validity,) = validities(Path(files["expired"]).read_bytes())
+    assert validity.not_after < datetime.now(UTC)
+    for names, place in (
+        ({"tls_cert": "expired", "tls_key": "expired key"}, "--tls-cert is {expired}, in which certificate 1 of 1"),
+        (TLS | {"tls_cert": "chain"}, "--tls-cert is {chain}, in which certificate 2 of 2"),
+        (TLS | {"client_ca": "expired"}, "--client-ca is {expired}, in which certificate 1 of 1"),
+    ):
+        (warning,) = check_entrance(entrance(files, **names), insecure=False)
+        assert warning == f"{place.format(**files)} expired on {validity.not_after:%Y-%m-%d at %H:%M} UTC"
+    assert check_entrance(entrance(files, **TLS), insecure=False) == []
+
+
+def test_a_certificate_is_valid_from_its_first_day_to_its_last(files):
+    """The dates are those that OpenSSL reads."""
+    (validity,) = validities(Path(files["cert"]).read_bytes())
+    spoken = ("openssl", "x509", "-in", files["cert"], "-noout", "-dates", "-dateopt", "iso_8601")
+    said = subprocess.run(spoken, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[0] == f"notBefore={validity.not_before:%Y-%m-%d %H:%M:%SZ}"
+    assert said[1] == f"notAfter={validity.not_after:%Y-%m-%d %H:%M:%SZ}"
+    second = timedelta(seconds=1)
+    assert [validity.flaw(end) for end in (validity.not_before, validity.not_after)] == ["", ""]
+    assert validity.flaw(validity.not_before - second).startswith("is not valid before ")
+    assert validity.flaw(validity.not_after + second).startswith("expired on ")
+
+
+@given(st.data())
+def test_whatever_a_file_of_certificates_holds_there_is_no_traceback(files, data):
+    whole = bytearray(ssl.PEM_cert_to_DER_cert(Path(files["cert"]).read_text()))
+    for _ in range(data.draw(st.integers(0, 4))):
+        whole[data.draw(st.integers(0, min(120, len(whole) - 1)))] = data.draw(st.integers(0, 255))
+    changed = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    for pem in (ssl.DER_cert_to_PEM_cert(changed).encode(), changed, data.draw(st.binary(max_size=200))):
+        for validity in validities(pem):
+            validity.flaw(datetime.now(UTC))
+    wrong = Path(files["folder"]) / "wrong.pem"
+    wrong.write_bytes(ssl.DER_cert_to_PEM_cert(changed).encode())
+    with contextlib.suppress(ValueError):
+        check_entrance(replace(entrance(files, **TLS), tls_cert=str(wrong)), insecure=False)
 
 
 # The file of tokens

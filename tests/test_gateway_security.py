@@ -123,6 +123,19 @@ async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(authority,
         assert await served_by(target, options) == (3, 3)
 
 
+async def test_an_expired_certificate_is_warned_of_when_it_is_taken_up(authority, encrypted, caplog):
+    cert, key = File(encrypted.tls_cert), File(encrypted.tls_key)
+    async with serving(entrance=encrypted) as (_, target):
+        assert "expired" not in caplog.text
+        expired, expired_key = authority.issue("expired", days=-1)
+        cert.content, key.content = expired.read_bytes(), expired_key.read_bytes()
+        assert same(await shown_certificate(target), expired.read_bytes())
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line.partition(" expired on ")[0] for line in lines] == [
+        f"--tls-cert is {encrypted.tls_cert}, in which certificate 1 of 1"
+    ]
+
+
 async def test_files_that_have_gone_since_serve_looked_are_an_error_of_the_start(tmp_path):
     with pytest.raises(ValueError, match=r"--tls-cert is .*, which cannot be read"):
         async with serving(entrance=Entrance(tls_cert=str(tmp_path / "cert"), tls_key=str(tmp_path / "key"))):

@@ -27,8 +27,9 @@ from wires import (
     wait_until,
 )
 
-from tramontane.cluster import doors, frames, handshake, listener
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster import doors, frames, handshake
+from tramontane.cluster.address import Address
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Hello, Role, Welcome
 
@@ -126,7 +127,7 @@ def test_a_listener_without_the_secret_gets_no_link(node):
     ):
         near.bind(str(folder / "impostor.sock"))
         near.listen()
-        address = doors.Address(NEAR, str(folder / "impostor.sock"), *far.getsockname())
+        address = Address(NEAR, str(folder / "impostor.sock"), *far.getsockname())
         outcome = in_thread(lambda: dial(address, node=node))
         line, _ = (near if node == NEAR else far).accept()
         line.sendall(b"".join(frames.encode(handshake.Greeter(b"a guess").challenge)))
@@ -210,7 +211,7 @@ def test_a_dialler_that_drips_is_given_up(monkeypatch):
 
 
 def test_a_crowd_of_silent_diallers_is_bounded(monkeypatch, caplog):
-    monkeypatch.setattr(listener, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(handshake, "MAX_HANDSHAKES", 3)
     with socket_folder() as folder, listening(folder) as (door, accepted):
         silent = [raw_dial(door.address, NEAR) for _ in range(3)]
         for line in silent:
@@ -303,7 +304,7 @@ def test_a_stranger_who_listens_hears_nothing():
         with stranger(lambda line: listen_as_one_of_us(str(path), line)) as line:
             assert hear(line) == "listening"
             with pytest.raises(LinkClosed, match=f"the other end is user {STRANGER}, this one 0"):
-                dial(doors.Address(NEAR, str(path), "", 0))
+                dial(Address(NEAR, str(path), "", 0))
             assert hear(line) == b""
 
 

@@ -60,7 +60,7 @@ def test_the_client_works_without_any_extra(bare):
 def test_a_verb_names_the_extra_that_it_needs(bare, verb, extra):
     said = run(bare / "tramontane", *verb)
     assert said.returncode == 1
-    assert f"pip install 'tramontane[{extra}]'" in said.stderr
+    assert f"pip install '.[{extra}]' in a checkout" in said.stderr
     assert "Traceback" not in said.stderr
 
 

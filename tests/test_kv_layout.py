@@ -132,15 +132,6 @@ def test_memory_is_enough_exactly_when_it_holds_one_sequence(
             assert used <= memory
 
 
-def test_the_default_memory_is_512_mib_or_one_sequence():
-    options = {"chunk": 4, "dtype": "float32", "block": 4}
-    layout = plan_kv(EXAMPLE, [range(4)], kv_memory_bytes=None, context=64, **options)
-    assert layout == plan_kv(EXAMPLE, [range(4)], kv_memory_bytes=512 * 2**20, context=64, **options)
-    full = dataclasses.replace(EXAMPLE, windows=(None,) * 4)
-    context = 2 * 512 * 2**20 // (4 * UNIT)
-    assert plan_kv(full, [range(4)], kv_memory_bytes=None, context=context, **options).pool_blocks == (context // 4,)
-
-
 @pytest.mark.parametrize("option", ["chunk", "context", "kv_length", "block"])
 def test_options_below_one_are_refused(option):
     options = {"chunk": 4, "context": 64, "kv_length": 8, "block": 4} | {option: 0}

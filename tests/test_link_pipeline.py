@@ -14,7 +14,7 @@ from wires import site_at
 from tramontane.cluster import link_pipeline
 from tramontane.cluster.async_link import AsyncLink, AsyncListener
 from tramontane.cluster.frames import Message
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.link_pipeline import LinkPipeline
 from tramontane.cluster.messages import (
     Cancel,

@@ -31,8 +31,10 @@ from wires import (
 )
 
 from tramontane.cluster import doors, frames, handshake
+from tramontane.cluster.address import Address
 from tramontane.cluster.frames import FrameError
-from tramontane.cluster.link import Link, LinkClosed
+from tramontane.cluster.link import Link
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import PROTOCOL, Cancel, Challenge, Role, Welcome
 from tramontane.stages.microbatch import Microbatch
 
@@ -251,7 +253,7 @@ def test_a_dialler_goes_away_from_what_is_no_listener_of_ours():
         (b"", "closed by the other end"),
     ):
         with socket.create_server(("127.0.0.1", 0)) as server:
-            address = doors.Address(node=NEAR, unix_path="", host="127.0.0.1", port=server.getsockname()[1])
+            address = Address(node=NEAR, unix_path="", host="127.0.0.1", port=server.getsockname()[1])
             outcome = in_thread(lambda address=address: dial(address, node=FAR))
             line, _ = server.accept()
             line.sendall(says)
@@ -265,7 +267,7 @@ def test_a_dialler_goes_away_from_what_is_no_listener_of_ours():
 
 def test_dialling_gives_up_on_a_listener_that_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = doors.Address(node=NEAR, unix_path="", host="127.0.0.1", port=server.getsockname()[1])
+        address = Address(node=NEAR, unix_path="", host="127.0.0.1", port=server.getsockname()[1])
         with pytest.raises(LinkClosed, match="timed out"):
             Link.dial(address, dialling_from(FAR), role=Role.STAGE, name="s", epoch=1, timeout_s=0.2)
 
@@ -274,6 +276,6 @@ def test_dialling_where_nobody_listens_says_so():
     with socket_folder() as folder:
         path = str(folder / "nobody.sock")
         with pytest.raises(LinkClosed, match="cannot dial"):
-            dial(doors.Address(node=NEAR, unix_path=path, host="", port=0))
+            dial(Address(node=NEAR, unix_path=path, host="", port=0))
         with pytest.raises(LinkClosed, match="node near has no TCP door for node far"):
-            dial(doors.Address(node=NEAR, unix_path=path, host="", port=0), node=FAR)
+            dial(Address(node=NEAR, unix_path=path, host="", port=0), node=FAR)

@@ -1,6 +1,7 @@
 """Start-up reads each byte of the checkpoint once, and leaves one copy of the weights in memory."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,13 @@ from models import cached_checkpoint, random_tensors, save_tensors
 
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import EXAMPLE, ModelConfig
+from tramontane.stages.kernels.native import interface
+from tramontane.stages.kernels.native.engine import Engine
+from tramontane.stages.kv_layout import KVLayout
+from tramontane.stages.layouts import Slot, slots, tensor_shape
 from tramontane.stages.split import split_as
+from tramontane.stages.stage import Stage
+from tramontane.stages.stage_memory import stage_memory
 from tramontane.stages.weights import WeightReader
 
 
@@ -84,6 +91,19 @@ WIDE = dataclasses.replace(EXAMPLE, dim=512, ffn_dim=1024, experts=8)
 """Matrices of 1 MiB in bfloat16, as many as make 100 MiB."""
 
 
+@pytest.mark.parametrize("kernels", ["reference", pytest.param("native", marks=needs_native)])
+def test_a_pool_that_cannot_be_had_is_said_with_the_options_that_change_it(tmp_path, kernels):
+    folder = save_tensors(tmp_path, random_tensors(EXAMPLE))
+    stage = Stage.load(EXAMPLE, folder, range(4), dtype="float32", device="cpu", kernels=kernels)
+    layout = KVLayout(block=4, chunk=4, windows=(8,), rings=(4,), pool_blocks=(2**38,))  # more than can be addressed
+    with pytest.raises(ValueError, match=r"^there is no memory .* of layers 0 to 3, .*; --kv-memory and --max-context"):
+        stage.bind(1, layout, 64, 16)
+    stage.bind(2, dataclasses.replace(layout, pool_blocks=(8,)), 64, 16)
+
+
+PLAIN = ("attention_norm", "ffn_norm", "norm", "gate")
+
+
 @needs_native
 def test_loading_leaves_the_packed_weights_and_little_else(tmp_path):
     small = save_tensors(tmp_path / "small", random_tensors(EXAMPLE))
@@ -93,3 +113,20 @@ def test_loading_leaves_the_packed_weights_and_little_else(tmp_path):
     script = [sys.executable, "-c", LOAD, str(Path(__file__).parent), str(small), str(wide)]
     left_kib = int(subprocess.run(script, capture_output=True, text=True, check=True, timeout=120).stdout)
     assert weights_kib < left_kib < 1.1 * weights_kib
+    planned = stage_memory(WIDE, range(WIDE.layers), dtype="bfloat16", quantize=None, rows=1)
+    assert planned.weights / 1024 == pytest.approx(weights_kib, rel=0.01)
+
+
+@needs_native
+def test_weights_of_8_bits_take_what_was_planned():
+    # Matrices of whole panels, as those of real models are.
+    config = dataclasses.replace(WIDE, heads=8, kv_heads=8)
+    packed_bytes = Engine().library.tramontane_packed_bytes
+    held = {slot: tensor_shape(slot, config) for slot in slots(config)}
+    sizes = {
+        slot: packed_bytes(interface.WEIGHTS["int8"], *shape, 0) if slot.role not in PLAIN else 4 * math.prod(shape)
+        for slot, shape in held.items()
+    }
+    sizes[Slot("embedding")] = 2 * config.vocab * config.dim
+    planned = stage_memory(config, range(config.layers), dtype="bfloat16", quantize="int8", rows=1)
+    assert planned.weights == sum(sizes.values())

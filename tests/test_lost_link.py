@@ -15,7 +15,7 @@ from local_pipeline import LocalPipeline
 from models import cached_checkpoint
 
 from tramontane.cluster import async_stream, desk
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.link_pipeline import LinkPipeline

@@ -18,12 +18,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from models import cached_checkpoint
+from plans import planned
 
 from tramontane.client.connecting import connects
-from tramontane.cluster.cli import serve
-from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.site import configured_secret
-from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tls import read_identity
 from tramontane.cluster.tokens import read_tokens
 
@@ -63,11 +61,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(json.dumps(values))
     assert planned(folder).sampleable_ids > 300
     return folder
-
-
-def planned(folder: Path) -> ServiceSpec:
-    """As `serve` plans it without options."""
-    return plan_service(ServeOptions(**serve.make_context("serve", [str(folder)]).params), [])
 
 
 def header_of(content: bytes) -> dict:

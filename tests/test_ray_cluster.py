@@ -1,13 +1,20 @@
-"""A service on a Ray cluster that was there before it: detached, ended by `down`, and spread over two nodes."""
+"""A service on a Ray cluster that was there before it: detached, ended by `down`, and spread over two nodes.
+
+One is started and joined as the README says.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +28,7 @@ from tramontane.client import Client
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).parent.parent
 TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
 
 
@@ -95,6 +103,73 @@ def test_a_killed_serve_leaves_its_service_running_and_what_is_left_of_one_is_re
     assert refused.returncode == 1
     assert "stage-0.0" in refused.stderr
     assert run(two_nodes, "down").returncode == 0
+    eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty home for Ray and us; its path is short because sockets lie below it. What was started there ends."""
+    folder = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))
+    (folder / "run").mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        end_all(started_in(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def started_in(folder: Path) -> list[psutil.Process]:
+    """Every process with this folder as Ray's temporary one, and what has sprung from these."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_TMPDIR") == str(folder):
+                found |= {each.pid: each for each in [process, *process.children(recursive=True)]}
+    return list(found.values())
+
+
+def end_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=30)
+
+
+def test_the_readmes_recipe_for_joining_works(home: Path) -> None:
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (recipe,) = (block for block in blocks if "ray get-auth-token" in block)
+    *before, down_line = recipe.splitlines()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "HOME": str(home),
+        "RAY_TMPDIR": str(home),
+        "XDG_RUNTIME_DIR": str(home / "run"),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # has the compiled kernels
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def shell(lines: list[str]) -> str:
+        script = "\n".join(lines).replace("6379", port)
+        with tempfile.TemporaryFile("w+") as out:  # not a pipe, which what runs on would keep open
+            done = subprocess.run(
+                ["bash", "-ec", script], env=environment, stdout=out, stderr=out, timeout=150, check=False
+            )
+            out.seek(0)
+            said = out.read()
+        assert done.returncode == 0, said
+        assert "Traceback" not in said
+        return said
+
+    said = shell(before)
+    assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+    assert (home / ".ray" / "auth_token").read_text() not in said
+    target = re.search(r"^ready: embedded on (\S+)$", said, re.MULTILINE)[1]
+    with Client(target) as client:
+        assert len(client.generate("The king", max_tokens=4, ignore_eos=True).token_ids) == 4
+        processes = client.stats().processes
+    assert re.search(rf"^ending embedded on the Ray at \S+:{port}$", shell([down_line]), re.MULTILINE)
     eventually(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
 
 

@@ -12,7 +12,7 @@ from functools import wraps
 from fake_pipeline import FakePipeline
 from virtual_time import run
 
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.routes import LinkNews, Routes
 
 

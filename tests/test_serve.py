@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,15 @@ from hypothesis import strategies as st
 from models import cached_checkpoint, make_checkpoint
 
 from tramontane.cluster.cli import ByteSize
-from tramontane.cluster.planning import ServeOptions, plan_service, share_of_nodes
+from tramontane.cluster.controller import ServicePhase, Status
+from tramontane.cluster.following import news
+from tramontane.cluster.model_folder import ModelFolder
+from tramontane.cluster.node_facts import NodeFacts
+from tramontane.cluster.planning import ServeOptions, plan_service, read_model, share_of_nodes
+from tramontane.cluster.ray_start import check_temporary_folder
 from tramontane.cluster.serve import serve
 from tramontane.cluster.site import configured_secret
+from tramontane.cluster.spec import ServiceSpec
 from tramontane.stages.folder import SMALL_FILES
 
 OPTIONS = ServeOptions(
@@ -55,11 +62,15 @@ OPTIONS = ServeOptions(
     log_level="info",
     as_json=False,
 )
-TWO_CPUS = [{"CPU": 2.0}]
+TWO_CPUS = [NodeFacts(name="node 10.0.0.7", cpus=2.0)]
+
+
+def planned(options: ServeOptions, nodes: Sequence[NodeFacts] = TWO_CPUS) -> ServiceSpec:
+    return plan_service(options, read_model(options), nodes)
 
 
 def test_the_embedded_model_is_the_default() -> None:
-    spec = plan_service(OPTIONS, TWO_CPUS)
+    spec = planned(OPTIONS)
     assert (spec.name, spec.dtype, spec.device, spec.context) == ("embedded", "bfloat16", "cpu", 4096)
     assert spec.spans == ((0, 4), (4, 8))
     assert spec.scheduler.layout.chunk == 128
@@ -68,20 +79,20 @@ def test_the_embedded_model_is_the_default() -> None:
 
 
 def test_a_gpu_for_every_stage_makes_auto_cuda() -> None:
-    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 2.0}]).device == "cuda"
-    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 1.0}]).device == "cpu"
-    assert plan_service(OPTIONS, [{"CPU": 2.0, "GPU": 2.0}]).stage_resources() == {"GPU": 1.0}
+    assert planned(OPTIONS, [NodeFacts(name="n", cpus=2.0, gpus=2.0)]).device == "cuda"
+    assert planned(OPTIONS, [NodeFacts(name="n", cpus=2.0, gpus=1.0)]).device == "cpu"
+    assert planned(OPTIONS, [NodeFacts(name="n", cpus=2.0, gpus=2.0)]).stage_resources() == {"GPU": 1.0}
 
 
 def test_weights_of_8_bits_are_for_cpus():
     options = replace(OPTIONS, quantize="int8")
-    assert plan_service(options, [{"CPU": 2.0, "GPU": 2.0}]).device == "cpu"
+    assert planned(options, [NodeFacts(name="n", cpus=2.0, gpus=2.0)]).device == "cpu"
     with pytest.raises(ValueError, match="quantize is int8, and device is cuda"):
-        plan_service(replace(options, device="cuda"), TWO_CPUS)
+        planned(replace(options, device="cuda"))
 
 
 def test_more_stages_than_cpus_share_them() -> None:
-    spec = plan_service(replace(OPTIONS, stages=8), TWO_CPUS)
+    spec = planned(replace(OPTIONS, stages=8))
     assert (spec.cpus_per_stage, spec.threads, spec.stages) == (0.25, 1, 8)
 
 
@@ -113,7 +124,7 @@ def test_every_stage_has_room_on_some_node(nodes: list[int], stages: int) -> Non
 
 def test_a_full_context_sets_the_least_kv_memory() -> None:
     folder = cached_checkpoint("MixtralForCausalLM", sliding_window=None, max_position_embeddings=4096)
-    spec = plan_service(replace(OPTIONS, model_dir=folder, stages=1), TWO_CPUS)
+    spec = planned(replace(OPTIONS, model_dir=folder, stages=1))
     assert spec.scheduler.layout.chunk == 512
     assert spec.scheduler.layout.fits(4096)
 
@@ -132,6 +143,11 @@ def test_a_full_context_sets_the_least_kv_memory() -> None:
         ({"host": "0.0.0.0"}, "host is 0.0.0.0"),
         ({"tls_cert": Path("cert.pem")}, f"--tls-cert is {Path.cwd()}/cert.pem, and --tls-key is not given"),
         ({"token_file": Path("/nonexistent")}, "--token-file is /nonexistent, which cannot be read"),
+        (
+            {"max_context": 4096, "kv_memory": 10**15},
+            "--kv-memory is 1000000000000000 bytes a stage, and that does not",
+        ),
+        ({"model_dir": Path("mistralai/Mistral-7B-v0.1")}, "mistralai/Mistral-7B-v0.1: no such folder, and nothing is"),
     ],
 )
 def test_what_is_wrong_is_named_before_ray_starts(changes: dict, named: str) -> None:
@@ -139,10 +155,64 @@ def test_what_is_wrong_is_named_before_ray_starts(changes: dict, named: str) -> 
         serve(replace(OPTIONS, **changes))
 
 
+def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ValueError, match=r"^--device is cuda, and this machine has 0 GPUs that CUDA programs see"):
+        serve(replace(OPTIONS, device="cuda", port=0))
+    # A cluster may get one yet.
+    assert planned(replace(OPTIONS, device="cuda", address="10.0.0.7:6379")).device == "cuda"
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(variable: str) -> None:
+    most = 107 - len("/ray/session_2026-11-28_17-30-00_000000_4194304/sockets/plasma_store")
+    check_temporary_folder({variable: "/" + "x" * (most - 1)})
+    with pytest.raises(ValueError, match=f"^{variable} is /x+, which has {most + 1} bytes; {most} are the limit"):
+        check_temporary_folder({variable: "/" + "x" * most})
+    check_temporary_folder({"TMPDIR": "x" * 100, "RAY_TMPDIR": "/short"})
+    check_temporary_folder({})
+
+
+LONG = {"head_dim": 64, "sliding_window": None, "max_position_embeddings": 1_024_000}
+
+
+def test_a_context_that_does_not_fit_is_lowered_and_ready_and_the_model_say_so() -> None:
+    folder = cached_checkpoint("MistralForCausalLM", **LONG)
+    small = NodeFacts(name="node 10.0.0.7", cpus=2.0, free_memory=2**30)
+    options = replace(OPTIONS, model_dir=folder, stages=1)
+    spec = planned(options, [small])
+    assert 100_000 < spec.context < 1_024_000
+    assert spec.scheduler.layout.fits(spec.context)
+    assert "of 1.0 GiB on node 10.0.0.7: weights" in spec.memory_sum
+    assert ServiceSpec.decode(spec.encode()) == spec
+
+    status = Status(phase=ServicePhase.READY, detail="", fraction=1.0, port=7, version="v")
+    event, line, facts = news(status, spec)
+    assert (event, facts["context_tokens"]) == ("ready", spec.context)
+    assert line == f"ready: {folder.name} on 127.0.0.1:7 (context lowered to {spec.context:,} tokens, which fit)"
+    info = ModelFolder(spec, part="gateway-0", node="n").served_model("v", True).info(reason="")
+    assert (info.context_tokens, info.checkpoint_context_tokens) == (spec.context, 1_024_000)
+    assert info.context_lowered == spec.context_lowered
+
+    with pytest.raises(ValueError, match=r"^--max-context is 1024000, and one sequence of so many tokens does not fit"):
+        planned(replace(options, max_context=1_024_000), [small])
+    whole = planned(options, [replace(small, free_memory=10**12)])
+    assert (whole.context, whole.context_lowered) == (1_024_000, "")
+    assert news(status, whole)[1] == f"ready: {folder.name} on 127.0.0.1:7"
+
+
+def test_a_gpu_has_its_own_memory() -> None:
+    folder = cached_checkpoint("MistralForCausalLM", **LONG)
+    node = NodeFacts(name="this machine", cpus=2.0, gpus=1.0, free_memory=0, free_gpu_memory=(2**31,))
+    spec = planned(replace(OPTIONS, model_dir=folder, stages=1), [node])
+    assert (spec.device, spec.context < 1_024_000) == ("cuda", True)
+    assert "on GPU 0 of this machine" in spec.memory_sum
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, vocab_size=50)
     with pytest.raises(ValueError, match=r"tokenizer\.model: has \d+ ids, and the embedding has 50 rows"):
-        plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS)
+        planned(replace(OPTIONS, model_dir=folder))
 
 
 @pytest.mark.parametrize(
@@ -204,19 +274,19 @@ def test_a_folder_that_takes_no_text_is_said_so(tmp_path: Path, files: list[str]
     folder = make_checkpoint(tmp_path, "MistralForCausalLM")
     for name in files:
         (folder / name).write_text("{}")
-    (remark,) = plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS).remarks
+    (remark,) = read_model(replace(OPTIONS, model_dir=folder)).remarks
     assert said in remark
 
 
 def test_code_of_a_model_s_own_is_said_not_to_run(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, auto_map={"AutoModel": "modeling.Mine"})
-    remarks = plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS).remarks
+    remarks = read_model(replace(OPTIONS, model_dir=folder)).remarks
     assert remarks == ("config.json names code of its own (auto_map), which is not run",)
 
 
 def test_spare_rows_of_the_embedding_are_not_sampled(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, vocab_size=2000)
-    assert plan_service(replace(OPTIONS, model_dir=folder), TWO_CPUS).sampleable_ids < 2000
+    assert planned(replace(OPTIONS, model_dir=folder)).sampleable_ids < 2000
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 
 import pytest
+import sentencepiece
 import torch
 from models import hf_model, load_tensors
 from reference_model import forward
 
+from tramontane.deploy import train as training
 from tramontane.deploy.muon import orthogonalise
-from tramontane.deploy.train import Recipe, encode, judge, save, train
+from tramontane.deploy.train import Recipe, encode, first_interrupt, judge, save, train, train_tokenizer
 from tramontane.deploy.training_model import (
     Routing,
     Shape,
@@ -59,7 +63,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
 
 def test_training_learns_and_writes_what_transformers_and_the_reference_read(tmp_path) -> None:
     recipe = Recipe(epochs=2, batch=8, microbatches=2, length=32, muon_lr=0.02, adam_lr=0.01, balance=0.01, threads=1)
-    model, judgement = train(TEXT, tmp_path, SMALL, recipe, seed=1)
+    model, judgement = train(TEXT, tmp_path, SMALL, recipe, 1, threading.Event())
     assert judgement.nats_per_token < math.log(SMALL.vocab) - 1
     config = ModelConfig.load(tmp_path)
     tokens = list(range(3, 60))
@@ -68,6 +72,53 @@ def test_training_learns_and_writes_what_transformers_and_the_reference_read(tmp
         theirs = hf_model(tmp_path)(torch.tensor([tokens])).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(forward(load_tensors(tmp_path), config, tokens), theirs[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C comes while a step is computed: at the given ones. The steps so far are in the list."""
+
+    def at(*numbers: int) -> list[int]:
+        steps: list[int] = []
+
+        def step(*arguments, **options):
+            steps.append(len(steps) + 1)
+            if steps[-1] in numbers:
+                signal.raise_signal(signal.SIGINT)
+            return accumulate_gradients(*arguments, **options)
+
+        monkeypatch.setattr(training, "accumulate_gradients", step)
+        return steps
+
+    return at
+
+
+QUICK = Recipe(epochs=3, batch=8, microbatches=1, length=32, muon_lr=0.02, adam_lr=0.01, balance=0.01, threads=1)
+FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.model"]
+
+
+def test_ctrl_c_ends_the_training_and_keeps_what_is_best(tmp_path, interrupted, capsys):
+    steps = interrupted(3)
+    with first_interrupt() as ending:
+        _, judgement = train(TEXT, tmp_path, SMALL, QUICK, 1, ending)
+    assert steps == [1, 2, 3]
+    out, err = capsys.readouterr()
+    assert "epoch 1/3" in out
+    assert "epoch 2/3" not in out
+    assert "Ctrl-C again ends at once" in err
+    assert math.isfinite(judgement.nats_per_token)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert ModelConfig.load(tmp_path).vocab == SMALL.vocab
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_leaves_what_an_earlier_training_has_made(tmp_path, interrupted):
+    for name in FILES:
+        (tmp_path / name).write_text("of an earlier training")
+    interrupted(2, 3)
+    with pytest.raises(KeyboardInterrupt), first_interrupt():
+        train(TEXT, tmp_path, SMALL, QUICK, 1, threading.Event())  # it does not hear of the first
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"of an earlier training"}
 
 
 def test_judging_in_parts_is_judging_in_one(tmp_path) -> None:
@@ -79,15 +130,9 @@ def test_judging_in_parts_is_judging_in_one(tmp_path) -> None:
 
 
 def test_text_comes_back_from_its_pieces(tmp_path) -> None:
-    from tramontane.deploy.train import train_tokenizer
-
-    tokenizer = train_tokenizer(TEXT, 300, tmp_path / "tokenizer.model")
+    file = train_tokenizer(TEXT, 300)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file)
     text = "  A line,\nand\tone — with an é 漢 and \n\n two spaces  \n"
     assert "".join(tokenizer.decode(piece) for piece in [encode(tokenizer, text).tolist()]) == text
-    save(TrainingModel(SMALL), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.model",
-    ]
+    save(TrainingModel(SMALL), file, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES

@@ -25,8 +25,8 @@ from wires import (
 )
 
 from tramontane.cluster import doors
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import LinkClosed
+from tramontane.cluster.address import Address
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import Cancel
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.microbatch import Microbatch

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tramontane.cluster import frames, handshake
-from tramontane.cluster.doors import Address
+from tramontane.cluster.address import Address
 from tramontane.cluster.link import Link
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Hello, Role

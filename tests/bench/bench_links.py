@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from tramontane.cluster import frames
-from tramontane.cluster.doors import Address
-from tramontane.cluster.link import Link, LinkClosed
+from tramontane.cluster.address import Address
+from tramontane.cluster.link import Link
+from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.listener import Listener
 from tramontane.cluster.messages import Role
 from tramontane.cluster.site import Site

@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from bench.workloads import Workload
+from tramontane.cluster.kv_plan import KVPlanner, KVWishes
 from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.sequence import Sequence
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.kv_layout import KVLayout, plan_kv
+from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import Microbatch, StepResult
 from tramontane.stages.split import split_as
 from tramontane.stages.stage import Stage
@@ -70,8 +71,7 @@ def load_stage(
 
 def serving_layout(config: ModelConfig, spans: tuple[range, ...], dtype: str) -> KVLayout:
     """What `tramontane serve` would plan."""
-    chunk = min(config.smallest_window or config.context, CHUNK)
-    return plan_kv(config, spans, kv_memory_bytes=None, chunk=chunk, context=config.context, dtype=dtype)
+    return KVPlanner(config, spans, dtype, KVWishes()).plan().layout
 
 
 class InProcess:

@@ -17,6 +17,7 @@ import shutil
 import stat
 import subprocess  # runs the compiler that the user's machine has
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread
 COMPILERS = ("g++", "c++")
 LIMIT_S = 300
 """For one compilation; it takes about ten seconds on a slow core."""
+
+
+_compiling = threading.Event()
 
 
 class NativeUnavailable(Exception):  # noqa: N818  (says what is the case)
@@ -70,10 +74,19 @@ def library() -> ctypes.CDLL:
     file = cache_folder() / f"native-{variant.name}-{_key(variant, version)}.so"
     try:
         if not file.exists():
+            _compiling.set()
+            log.info("compiling the native kernels (%s) with %s: some 15 s, once", variant.name, compiler[0])
             _compile_once(compiler, variant, file)
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise NativeUnavailable(f"the library cannot be kept or loaded: {error}") from None
+    finally:
+        _compiling.clear()
+
+
+def is_compiling() -> bool:
+    """Whether this process compiles now, or waits for another that does: everything else waits meanwhile."""
+    return _compiling.is_set()
 
 
 def source_digest() -> str:

@@ -1,0 +1,38 @@
+"""Where a process of the service listens, and how it is reached from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Address:
+    """A listener's two doors."""
+
+    node: str
+    unix_path: str
+    """Open to diallers on the same node."""
+    host: str
+    port: int
+    """TCP; 0 means that this door does not exist."""
+
+    def way_from(self, node: str) -> str | tuple[str, int]:
+        """What a dialler on `node` connects to: the unix socket's path on the same node, else host and port.
+
+        Raises:
+            OSError: there is no door for this node.
+        """
+        if self.unix_path and self.node == node:
+            return self.unix_path
+        if not self.port:
+            raise OSError(f"node {self.node} has no TCP door for node {node}")
+        return self.host, self.port
+
+
+def host_port(host: str, port: int) -> str:
+    """As it is written in addresses.
+
+    >>> host_port("::1", 50051)
+    '[::1]:50051'
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,34 @@
+"""Ends the service on the Ray that this process has joined."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tramontane.cluster.events import Events
+
+STOP_TIMEOUT_S = 30.0
+
+
+def end_service(controller: Any, identity: str | None, events: Events, what: str = "") -> bool:
+    """End the service of this identity. False where its controller, or a part, was hung and had to be swept away.
+
+    The controller goes last: as long as its name is taken, nobody starts another service here.
+    """
+    import ray
+
+    from tramontane.cluster import ray_platform
+
+    events.tell("ending", f"ending {what}".rstrip())
+    started, whole = time.monotonic(), True
+    try:
+        ray.get(controller.stop.remote(), timeout=STOP_TIMEOUT_S)
+    except Exception as error:
+        events.tell("warning", f"the controller did not end by itself: {type(error).__name__}")
+        whole = False
+        if identity is not None:
+            ray_platform.end_parts(identity)
+    ray.kill(controller)
+    seconds = round(time.monotonic() - started, 1)
+    events.tell("ended", f"ended in {seconds:.1f} s", seconds=seconds)
+    return whole

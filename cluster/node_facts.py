@@ -1,0 +1,92 @@
+"""What a node offers to a service, as plain values, and how they are found on this machine before Ray is started."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tramontane.cluster.node_memory import free_memory
+
+GPU_QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits")
+GPU_QUERY_TIMEOUT_S = 20.0
+GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Of drivers: Nvidia's, AMD's, that of Linux within Windows."""
+THIS_MACHINE = "this machine"
+SERVICE_BYTES = 1 << 30
+"""Of all that a service starts beside stages: Ray's processes, controller, router, gateway, and `serve` itself. Idle
+they had 553 MB together (2026-11-28); connections take more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """Memory that is None is not known, and then nothing is held against it."""
+
+    name: str
+    """For people."""
+    cpus: float = 0.0
+    gpus: float = 0.0
+    """Infinite where they are not counted yet."""
+    free_memory: int | None = None
+    """Bytes that stages may have."""
+    free_gpu_memory: tuple[int, ...] | None = None
+    """The same of each GPU."""
+
+
+def this_machine(*, with_gpus: bool, environment: Mapping[str, str] = os.environ) -> NodeFacts:
+    """Of this machine, as processes started from here will find it; its CPUs are for Ray to count."""
+    free = max(0, free_memory() - SERVICE_BYTES)
+    if not with_gpus:
+        return NodeFacts(name=THIS_MACHINE, free_memory=free)
+    table = _gpu_table()
+    if not table and any(map(os.path.exists, GPU_DEVICES)):  # Ray may find what nvidia-smi does not tell
+        return NodeFacts(name=THIS_MACHINE, gpus=math.inf, free_memory=free)
+    gpus = visible_gpus(table, environment.get("CUDA_VISIBLE_DEVICES"))
+    known = tuple(own for own in gpus if own is not None)
+    return NodeFacts(
+        name=THIS_MACHINE,
+        gpus=float(len(gpus)),
+        free_memory=free,
+        free_gpu_memory=known if len(known) == len(gpus) else None,
+    )
+
+
+def visible_gpus(table: str, visible: str | None) -> list[int | None]:
+    """The free bytes of each GPU that processes see, None where they are not told (a GPU in parts has none as a whole).
+
+    `table` is what nvidia-smi answers, `visible` is CUDA_VISIBLE_DEVICES: CUDA ends that list at the first entry that
+    it does not know.
+
+    >>> table = "0, GPU-1f, 100\\n1, GPU-2e, [N/A]"
+    >>> visible_gpus(table, None), visible_gpus(table, "1"), visible_gpus(table, "GPU-1,7,1"), visible_gpus(table, "")
+    ([104857600, None], [None], [104857600], [])
+    """
+    gpus: dict[tuple[str, str], int | None] = {}
+    for line in table.splitlines():
+        match [part.strip() for part in line.split(",")]:
+            case [index, uuid, free]:
+                gpus[index, uuid] = int(free) * 2**20 if free.isdecimal() else None
+    if visible is None:
+        return list(gpus.values())
+    seen = []
+    for wanted in (part.strip() for part in visible.split(",")):
+        found = [
+            free for (index, uuid), free in gpus.items() if wanted and (wanted == index or uuid.startswith(wanted))
+        ]
+        if not found:
+            break
+        seen.append(found[0])
+    return seen
+
+
+def _gpu_table() -> str:
+    """Empty where there is no driver, or it does not answer."""
+    try:
+        # By its name in PATH, which is where drivers put it.
+        return subprocess.run(  # noqa: S603
+            GPU_QUERY, capture_output=True, text=True, timeout=GPU_QUERY_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
