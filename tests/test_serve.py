@@ -25,6 +25,7 @@ from tramontane.cluster.ray_start import check_temporary_folder
 from tramontane.cluster.serve import serve
 from tramontane.cluster.site import configured_secret
 from tramontane.cluster.spec import ServiceSpec
+from tramontane.stages.folder import SMALL_FILES
 
 OPTIONS = ServeOptions(
     model_dir=None,
@@ -189,7 +190,7 @@ def test_a_context_that_does_not_fit_is_lowered_and_ready_and_the_model_say_so()
     event, line, facts = news(status, spec)
     assert (event, facts["context_tokens"]) == ("ready", spec.context)
     assert line == f"ready: {folder.name} on 127.0.0.1:7 (context lowered to {spec.context:,} tokens, which fit)"
-    info = ModelFolder(spec, part="gateway-0", node="n").served_model("v", True).info(serving=True)
+    info = ModelFolder(spec, part="gateway-0", node="n").served_model("v", True).info(reason="")
     assert (info.context_tokens, info.checkpoint_context_tokens) == (spec.context, 1_024_000)
     assert info.context_lowered == spec.context_lowered
 
@@ -216,7 +217,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.model"],
+    ["model.safetensors", "model.safetensors.index.json", *SMALL_FILES],
 )
 @pytest.mark.parametrize("what", ["pipe", "device"])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str, what: str) -> None:
@@ -259,6 +260,28 @@ def test_the_secret_of_links_comes_from_the_environment_or_a_file_of_its_own(tmp
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(ValueError, match=r"TRAMONTANE_SECRET_FILE is .*, which is empty"):
         configured_secret(both)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "there is no tokenizer.model: the model takes and gives token ids, no text"),
+        (["tekken.json"], "there is no tokenizer.model (tekken.json: not supported): the model takes and gives"),
+        (["tokenizer.model.v3", "tokenizer.json"], "no tokenizer.model (tokenizer.json, tokenizer.model.v3: not supp"),
+    ],
+)
+def test_a_folder_that_takes_no_text_is_said_so(tmp_path: Path, files: list[str], said: str) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM")
+    for name in files:
+        (folder / name).write_text("{}")
+    (remark,) = read_model(replace(OPTIONS, model_dir=folder)).remarks
+    assert said in remark
+
+
+def test_code_of_a_model_s_own_is_said_not_to_run(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, auto_map={"AutoModel": "modeling.Mine"})
+    remarks = read_model(replace(OPTIONS, model_dir=folder)).remarks
+    assert remarks == ("config.json names code of its own (auto_map), which is not run",)
 
 
 def test_spare_rows_of_the_embedding_are_not_sampled(tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ class NativeKernels:
     ) -> tuple[Int32Array, Float32Array, BoolArray]:
         return sampling.sample(self._engine, logits_MV, rows, position_M, sampleable_ids)
 
-    def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
-        return sampling.score(self._engine, logits_KV, target_K, sampleable_ids)
+    def score(self, logits_KV: Tensor, target_K: Int32Array) -> Float32Array:
+        return sampling.score(self._engine, logits_KV, target_K)
 
 
 def _float32(*parts: Tensor) -> Tensor:
