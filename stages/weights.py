@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.layouts import Slot
 from tramontane.stages.safetensors_header import TensorInfo
-from tramontane.stages.tensor_digest import PIECE_BYTES, Hashing, root
+from tramontane.stages.tensor_digest import Hashing
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -71,7 +71,7 @@ class WeightReader:
         self._unread = {name: checkpoint.tensors[name].size for name in checkpoint.owned(span)}
         self._total = self._left = sum(self._unread.values())
         self._hashing = Hashing()
-        self._leaves: dict[str, list[Future[bytes]]] = {}
+        self._digests: dict[str, Future[bytes]] = {}
         """Of each tensor read so far, by name."""
 
     @property
@@ -85,11 +85,7 @@ class WeightReader:
         They are taken from the bytes that were read, so they tell of just what the stage computes with. Waits for those
         that are not finished.
         """
-        tensors = self._checkpoint.tensors
-        return {
-            name: root(name, tensors[name].dtype, tensors[name].shape, (leaf.result() for leaf in leaves))
-            for name, leaves in self._leaves.items()
-        }
+        return {name: digest.result() for name, digest in self._digests.items()}
 
     def embedding(self) -> Tensor:
         """[V, D]; a tied model's may be the head, too, and must not be written to."""
@@ -139,10 +135,9 @@ class WeightReader:
     def _read(self, slot: Slot) -> Tensor:
         tensor = self._checkpoint.tensors[self._checkpoint.slots[slot]]
         content = own_pages((tensor.size,), torch.uint8)
-        is_new, leaves = tensor.name not in self._leaves, self._leaves.setdefault(tensor.name, [])
-        for piece in _read_pieces(tensor, content.numpy().data):
-            if is_new:
-                leaves.append(self._hashing.leaf(piece))
+        _read_into(tensor, content.numpy().data)
+        if tensor.name not in self._digests:
+            self._digests[tensor.name] = self._hashing.digest(tensor, content.numpy().data)
         self._left -= self._unread.pop(tensor.name, 0)
         self._on_progress(1.0 - self._left / self._total)
         values = content.view(TORCH_DTYPES[tensor.dtype]).view(tensor.shape)
@@ -161,8 +156,8 @@ def own_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
-def _read_pieces(tensor: TensorInfo, content: memoryview) -> Iterator[memoryview]:
-    """Read a tensor's bytes into `content`, and hand out each piece of it when it is complete.
+def _read_into(tensor: TensorInfo, content: memoryview) -> None:
+    """Read a tensor's bytes into `content`.
 
     They are copied, not mapped: a file that shrinks meanwhile is an error, not a signal.
 
@@ -171,15 +166,12 @@ def _read_pieces(tensor: TensorInfo, content: memoryview) -> Iterator[memoryview
     """
     with tensor.file.open("rb", buffering=0) as stream:
         stream.seek(tensor.start)
-        for start in range(0, tensor.size, PIECE_BYTES):
-            piece = content[start : start + PIECE_BYTES]
-            read = 0
-            while read < len(piece):
-                count = stream.readinto(piece[read:])
-                if not count:
-                    end, ends = tensor.start + tensor.size, tensor.start + start + read
-                    raise ValueError(
-                        f"{tensor.file}: truncated: tensor {tensor.name} ends at byte {end}, the file at {ends}"
-                    )
-                read += count
-            yield piece
+        read = 0
+        while read < tensor.size:
+            count = stream.readinto(content[read:])
+            if not count:
+                end, ends = tensor.start + tensor.size, tensor.start + read
+                raise ValueError(
+                    f"{tensor.file}: truncated: tensor {tensor.name} ends at byte {end}, the file at {ends}"
+                )
+            read += count

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from models import make_checkpoint
 
+from tramontane.cluster import answer_watch
 from tramontane.cluster import controller as controlling
 from tramontane.cluster.address import Address
 from tramontane.cluster.controller import Controller, ServicePhase
@@ -38,6 +39,8 @@ class FakePlatform:
         self.load_fails = False
         self.compiling = False
         self.bytes_on_disk = b"d"
+        self.asked = 0
+        """How often the router was asked for its counters."""
         self.recorded: list[ServiceSpec] = []
         self.nodes = [NodeKernels(f"node {index}", AVX512, "") for index in range(2)]
         self.probed = {"avx512": 2.0, "avx2": 1.0}
@@ -119,6 +122,7 @@ class FakeRouter:
         return await asyncio.shield(self.platform.router_broken)
 
     async def stats(self):
+        self.platform.asked += 1
         counters = {field.name: 0 for field in fields(RouterCounters) if field.type == "int"}
         return (
             RouterCounters(
@@ -200,6 +204,7 @@ def spec(folder) -> ServiceSpec:
             max_waiting=4,
         ),
         sampleable_ids=60,
+        unnamed_ids=(),
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),
@@ -296,6 +301,20 @@ async def test_a_part_that_ends_is_said_at_once(spec, part: str) -> None:
     await until(lambda: controller.status().phase is ServicePhase.BROKEN)
     assert "killed" in controller.status().detail
     assert platform.log[-1].startswith("unavailable: ")
+    await controller.stop()
+
+
+async def test_parts_of_a_broken_service_are_asked_no_more(spec, monkeypatch) -> None:
+    monkeypatch.setattr(answer_watch, "ASK_EVERY_S", 0.0)
+    controller, platform, _ = await started(spec)
+    platform.loaded.set()
+    await until(lambda: platform.asked > 2)
+    platform.router_broken.set_result("gone")
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    asked = platform.asked
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert platform.asked <= asked + 1
     await controller.stop()
 
 

@@ -103,6 +103,19 @@ def test_what_is_cut_off_or_of_no_kind_is_no_message(rest):
     assert "no message of its type" in refusal(body + rest)
 
 
+def test_a_number_without_end_is_read_to_its_tenth_byte():
+    looks = []
+
+    class Counted(bytes):
+        def __getitem__(self, place):
+            looks.append(place)
+            return super().__getitem__(place)
+
+    with pytest.raises(ValueError, match="no message of its type"):
+        check_size(GENERATE, Counted(b"\x80" * (BYTES_OF_OPTIONS + 1)), 20_000)
+    assert len(looks) == 10
+
+
 @pytest.mark.parametrize("kind", ["empty stop strings", "ids in small messages"])
 async def test_a_gateway_says_so(kind):
     _, body, says = SLOW[kind]

@@ -2,7 +2,7 @@
 
 Loading reads and packs a layer at a time on one thread and hashes beside it, so hashing costs time where no core is
 free: with as many stages as cores, all loading at once, that is everywhere. Each load is of processes of its own, one a
-stage, as in a service, on a warm cache and with the CPU's best kernels; with hashing off the same pieces are read and
+stage, as in a service, on a warm cache and with the CPU's best kernels; with hashing off the same bytes are read and
 nothing is hashed. `load` is reading, packing and hashing in the slowest stage; `process` is all from the start of the
 processes, so importing torch is in it. Loads take turns, off and on; figures are medians, ratios those of the pairs.
 """
@@ -34,9 +34,9 @@ EMBEDDED = Path(__file__).parent.parent.parent / "deploy" / "embedded"
 
 
 class Unhashed:
-    """In place of `Hashing`: takes pieces and leaves them as they are."""
+    """In place of `Hashing`: takes tensors and leaves them as they are."""
 
-    def leaf(self, piece: memoryview) -> Future[bytes]:
+    def digest(self, *_: object) -> Future[bytes]:
         """At once, and always the same."""
         taken: Future[bytes] = Future()
         taken.set_result(b"")
