@@ -106,7 +106,7 @@ def test_while_it_compiles_it_says_so(empty_cache, by_default, tmp_path, monkeyp
     compiler(tmp_path, monkeypatch, f"read go < {tmp_path / 'pipe'}; exit 1")
     assert not build.is_compiling()
     with ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(build.library)
+        outcome = pool.submit(build.library, NAME)
         with open(tmp_path / "pipe", "w") as pipe:  # opens once the compiler reads
             assert build.is_compiling()
             pipe.write("\n")
