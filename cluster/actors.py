@@ -94,6 +94,7 @@ class StageWorker:
                 kernels=kernels,
                 on_progress=on_progress,
                 sampleable_ids=spec.sampleable_ids,
+                unnamed_ids=spec.unnamed_ids,
             )
             folder.check_tensors(config, stage.digests)
             return stage

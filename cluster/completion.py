@@ -58,7 +58,7 @@ class Completion:
         self._clock = clock
         self._stop = stop
         self._text = CompletionText(
-            model.tokenizer,
+            model.vocabulary,
             stop_strings=request.stop_strings,
             stop_ids=request.stopping.token_ids,
             min_tokens=request.stopping.min_tokens,

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.folder import CONFIG, GENERATION, OtherBytes, SmallFiles
+from tramontane.stages.folder import CONFIG, OtherBytes, SmallFiles
 
 
 class ModelFolder:
@@ -27,7 +28,7 @@ class ModelFolder:
 
     def config(self) -> ModelConfig:
         """For a stage, which needs no tokenizer."""
-        files = SmallFiles.read(self._spec.path, [CONFIG, GENERATION])
+        files = SmallFiles.read(self._spec.path, [CONFIG])
         with self._named():
             files.check(self._spec.files)
         return ModelConfig.read(files)
@@ -44,6 +45,7 @@ class ModelFolder:
         with self._named():
             files.check(spec.files)
         config = ModelConfig.read(files)
+        tokenizer = Tokenizer.read(files, config)
         return ServedModel(
             name=spec.name,
             config=config,
@@ -53,7 +55,8 @@ class ModelFolder:
             stages=spec.stages,
             version=version,
             row_invariant=row_invariant,
-            tokenizer=Tokenizer.read(files, config),
+            vocabulary=Vocabulary.read(files, config.vocab, tokenizer),
+            tokenizer=tokenizer,
             quantization=spec.quantize or "",
         )
 

@@ -17,14 +17,16 @@ from tramontane.cluster.node_facts import NodeFacts
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.checkpoint import Checkpoint
 from tramontane.stages.config import ModelConfig
-from tramontane.stages.folder import SmallFiles
+from tramontane.stages.folder import CONFIG, TOKENIZER, SmallFiles
 from tramontane.stages.split import split_as, split_layers
 from tramontane.stages.stage_memory import stage_memory
 from tramontane.stages.variants import DEVICES, check_wish, set_of
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
+OTHER_TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model.v*")
 STAGE_PROCESS_BYTES = 400 * 2**20
 """Of a stage's process, torch and a step's threads; one without weights had 198 MB of its own (2026-11-28)."""
 GPU_CONTEXT_BYTES = 1 << 30
@@ -100,7 +102,20 @@ class ReadModel:
     spans: tuple[range, ...]
     """Each stage's layers."""
     dtype: str
-    sampleable_ids: int
+    vocabulary: Vocabulary
+    has_tokenizer: bool
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the folder is not used, though its owner may count on it, a line each."""
+        remarks = list(self.vocabulary.remarks)
+        if "auto_map" in self.files.json(CONFIG):
+            remarks.append(f"{CONFIG} names code of its own (auto_map), which is not run")
+        if not self.has_tokenizer:
+            others = [path.name for pattern in OTHER_TOKENIZERS for path in sorted(self.folder.glob(pattern))]
+            beside = f" ({', '.join(others)}: not supported)" if others else ""
+            remarks.append(f"there is no {TOKENIZER}{beside}: the model takes and gives token ids, no text")
+        return tuple(remarks)
 
 
 def read_model(options: ServeOptions) -> ReadModel:
@@ -125,7 +140,8 @@ def read_model(options: ServeOptions) -> ReadModel:
         config=config,
         spans=spans,
         dtype=options.dtype or checkpoint.dtype,
-        sampleable_ids=tokenizer.size if tokenizer is not None else config.vocab,
+        vocabulary=Vocabulary.read(files, config.vocab, tokenizer),
+        has_tokenizer=tokenizer is not None,
     )
 
 
@@ -188,7 +204,8 @@ def plan_service(
         ),
         context_lowered=kv.lowered,
         memory_sum="" if kv.sum is None else str(kv.sum),
-        sampleable_ids=model.sampleable_ids,
+        sampleable_ids=model.vocabulary.sampleable_ids,
+        unnamed_ids=model.vocabulary.unnamed_ids,
         cpus_per_stage=cpus,
         threads=options.threads or max(1, math.floor(cpus)),
         entrance=options.entrance,

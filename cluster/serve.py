@@ -59,7 +59,7 @@ def serve(options: ServeOptions) -> int:
     remove_over(services)
 
     events, ending = Events.alone_on_stdout(as_json=options.as_json), threading.Event()
-    for warning in warnings:
+    for warning in (*warnings, *model.remarks):
         events.tell("warning", warning)
     if owns_ray:
         events.tell("starting", "starting Ray")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.protos import serving_pb2 as pb
 from tramontane.stages.config import ModelConfig
 
@@ -25,22 +26,11 @@ class ServedModel:
     version: str
     """Changes with weights, configuration, tokenizer, dtype or numerics."""
     row_invariant: bool
+    vocabulary: Vocabulary
     tokenizer: Tokenizer | None
     """None where the checkpoint has none: ids in, ids out."""
     quantization: str = ""
     """How weights are held where it is not in `dtype`."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Ids that a prompt may hold: the embedding's rows."""
-        return self.config.vocab
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """The configuration's, else the tokenizer's."""
-        if self.config.eos_ids or self.tokenizer is None or self.tokenizer.eos_id is None:
-            return self.config.eos_ids
-        return (self.tokenizer.eos_id,)
 
     def info(self, *, reason: str) -> pb.ModelInfo:
         """For the wire; `reason` says why it is not serving, and is empty while it is."""
@@ -53,7 +43,7 @@ class ServedModel:
             stages=self.stages,
             version=self.version,
             row_invariant=self.row_invariant,
-            vocabulary_tokens=self.vocabulary,
+            vocabulary_tokens=self.vocabulary.rows,
             has_tokenizer=self.tokenizer is not None,
             serving=not reason,
             quantization=self.quantization,

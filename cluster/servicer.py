@@ -89,14 +89,14 @@ class Servicer(pb_grpc.ServingServicer):
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
         """As a completion's ids become text."""
-        model, tokenizer = self._tokenizer(request, "ids")
+        model, _ = self._tokenizer(request, "ids")
         if len(request.ids) > model.context:
             raise _invalid(InvalidField("ids", f"may be {model.context}, the context; it has {len(request.ids)}"))
         try:
-            ids = validate_ids("ids", request.ids, model.vocabulary).tolist()
+            ids = validate_ids("ids", request.ids, model.vocabulary.rows).tolist()
         except InvalidField as error:
             raise _invalid(error) from error
-        steps = detokenize_in_steps(tokenizer, ids, continuation=request.continuation)
+        steps = detokenize_in_steps(model.vocabulary, ids, continuation=request.continuation)
         return pb.DetokenizeResponse(
             text=await self._tokenizing.run(self._users.of(context), request.ByteSize(), steps)
         )

@@ -63,6 +63,8 @@ class ServiceSpec:
     scheduler: SchedulerOptions
     sampleable_ids: int
     """Ids from this one on are spare rows of the embedding, never sampled."""
+    unnamed_ids: tuple[int, ...]
+    """Those below it that no file names, either."""
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""

@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Collection, Sequence
 
 from tramontane.cluster.steps import Steps, finish
-from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 
 STEP_IDS = 4096
 """Joined in a step of some milliseconds."""
@@ -25,17 +25,18 @@ class Detokenizer:
     The ids of `<0xE2> <0x82> <0xAC> _` give "", "", "\N{EURO SIGN}", " ".
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, continuation: bool) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, vocabulary: Vocabulary, *, continuation: bool) -> None:
+        self._surfaces = vocabulary.surfaces
+        self._spaced = vocabulary.spaced
         self._decoder = _UTF8("replace")
-        self._drop_first = not continuation and tokenizer.drops_first_space
-        self._drop_all = not continuation and tokenizer.drops_leading_spaces
+        self._drop_first = not continuation and vocabulary.drops_first_space
+        self._drop_all = not continuation and vocabulary.drops_leading_spaces
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes. An id beyond the tokenizer's (a spare row) prints nothing."""
-        if token_id >= self._tokenizer.size:
+        """The characters that this id completes. One that no file names (a spare row) prints nothing."""
+        if token_id >= len(self._surfaces):
             return ""
-        return self._decoder.decode(self._begin(token_id, self._tokenizer.surfaces[token_id]))
+        return self._decoder.decode(self._begin(token_id, self._surfaces[token_id]))
 
     def finish(self) -> str:
         """What an unfinished character becomes: U+FFFD, or nothing where there is none."""
@@ -44,20 +45,19 @@ class Detokenizer:
     def _begin(self, token_id: int, surface: bytes) -> bytes:
         """Take the space that encoding put before a text from its beginning, as SentencePiece does."""
         if self._drop_first and surface:
-            spaced = token_id in self._tokenizer.spaced
-            surface = surface[spaced:]
+            surface = surface[token_id in self._spaced :]
             self._drop_first = not surface and self._drop_all
         return surface
 
 
-def detokenize(tokenizer: Tokenizer, ids: Sequence[int], *, continuation: bool) -> str:
+def detokenize(vocabulary: Vocabulary, ids: Sequence[int], *, continuation: bool) -> str:
     """Join all ids at once."""
-    return finish(detokenize_in_steps(tokenizer, ids, continuation=continuation))
+    return finish(detokenize_in_steps(vocabulary, ids, continuation=continuation))
 
 
-def detokenize_in_steps(tokenizer: Tokenizer, ids: Sequence[int], *, continuation: bool) -> Steps[str]:
+def detokenize_in_steps(vocabulary: Vocabulary, ids: Sequence[int], *, continuation: bool) -> Steps[str]:
     """Join ids, some in each step."""
-    detokenizer, texts = Detokenizer(tokenizer, continuation=continuation), list[str]()
+    detokenizer, texts = Detokenizer(vocabulary, continuation=continuation), list[str]()
     for start in range(0, len(ids), STEP_IDS):
         yield
         texts.extend(map(detokenizer.push, ids[start : start + STEP_IDS]))
@@ -118,14 +118,13 @@ class CompletionText:
 
     - A stop id (EOS or the request's own) ends the completion, and its text is left out.
     - A stop string counts if a token at offset `min_tokens` or later completes it; it may begin before.
-    - Without a tokenizer the text stays empty.
+    - Where ids print nothing, for want of a tokenizer, the text stays empty.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, *, stop_strings: Sequence[str], stop_ids: Collection[int], min_tokens: int
+        self, vocabulary: Vocabulary, *, stop_strings: Sequence[str], stop_ids: Collection[int], min_tokens: int
     ) -> None:
-        assert tokenizer is not None or not stop_strings, "stop strings without a tokenizer"
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continuation=True)
+        self._detokenizer = Detokenizer(vocabulary, continuation=True)
         self._stops = StopStrings(stop_strings)
         self._stop_ids = frozenset(stop_ids)
         self._min_tokens = min_tokens
@@ -141,12 +140,12 @@ class CompletionText:
         """Text that can be sent now that this token has come."""
         offset = self.tokens
         self.tokens += 1
-        if self._detokenizer is None or token_id in self._stop_ids:
+        if token_id in self._stop_ids:
             return ""
         return self._stops.push(self._detokenizer.push(token_id), match=offset >= self._min_tokens)
 
     def finish(self) -> str:
         """The rest of the text: nothing after a stop string, else what was kept back and U+FFFD for a cut character."""
-        if self._detokenizer is None or self.stopped:
+        if self.stopped:
             return ""
         return self._stops.finish() + self._detokenizer.finish()

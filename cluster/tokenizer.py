@@ -37,7 +37,7 @@ class TooLong(ValueError):  # noqa: N818  (what it says, not what it is)
 class Tokenizer:
     """Wraps SentencePiece. User text never becomes a control token: SentencePiece reads `<s>` as three characters.
 
-    Decoding is done from `surfaces` in `text.py`, since a stream needs the bytes of each id on its own.
+    Its ids feed the `Vocabulary`, from which `text.py` decodes, since a stream needs the bytes of each id on its own.
     """
 
     def __init__(self, serialized: bytes, *, bos_id: int | None) -> None:
@@ -56,6 +56,7 @@ class Tokenizer:
         self.eos_id = _id_or_none(self._processor.eos_id())
         self.surfaces: tuple[bytes, ...] = tuple(map(self._surface, range(self.size)))
         """UTF-8, or a part of a character, that each id prints within a text. Control ids print nothing."""
+        self.control: frozenset[int] = frozenset(filter(self._processor.is_control, range(self.size)))
         self.spaced: frozenset[int] = frozenset(
             token_id for token_id in range(self.size) if self._processor.id_to_piece(token_id).startswith(SPACE)
         )
@@ -93,6 +94,11 @@ class Tokenizer:
         if tokenizer.bos_id is not None and tokenizer.bos_id >= config.vocab:
             raise ValueError(f"bos_token_id is {tokenizer.bos_id}, and the vocabulary has {config.vocab} ids")
         return tokenizer
+
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece, as SentencePiece writes it; None where there is none."""
+        token_id: int = self._processor.piece_to_id(piece)  # that of `<unk>` for one that it lacks
+        return token_id if self._processor.id_to_piece(token_id) == piece else None
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
         """Cut text into ids."""

@@ -86,7 +86,7 @@ def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_i
     if message.HasField("request_id") and message.request_id != request_id:
         length = len(message.request_id)
         raise InvalidField("request_id", f"must be 1 to 128 printable ASCII characters; it has {length} characters")
-    sampling = _sampling(message.sampling, model.vocabulary)
+    sampling = _sampling(message.sampling, model.vocabulary.rows)
     stopping = message.stopping
     stop_strings = _stop_strings(stopping.strings, model)
     stop_ids = _stop_ids(stopping, model)
@@ -107,21 +107,21 @@ def validate_in_steps(message: pb.GenerateRequest, model: ServedModel, request_i
     )
 
 
-def validate_ids(field: str, ids: Sequence[int], vocabulary: int) -> Int32Array:
-    """Token ids of a user, each below `vocabulary`. [N] -> [N]
+def validate_ids(field: str, ids: Sequence[int], rows: int) -> Int32Array:
+    """Token ids of a user, each below the model's `rows`. [N] -> [N]
 
     Raises:
         InvalidField: names the first id out of range and its place.
     """
     values = np.array(ids, np.int64)
-    wrong = np.flatnonzero(values >= vocabulary)  # unsigned on the wire
+    wrong = np.flatnonzero(values >= rows)  # unsigned on the wire
     if len(wrong):
         place = int(wrong[0])
-        raise InvalidField(f"{field}[{place}]", f"must be below {vocabulary}; it is {values[place]}")
+        raise InvalidField(f"{field}[{place}]", f"must be below {rows}; it is {values[place]}")
     return values.astype(np.int32)
 
 
-def _sampling(sampling: pb.Sampling, vocabulary: int) -> Sampling:
+def _sampling(sampling: pb.Sampling, rows: int) -> Sampling:
     """Comparisons are written so that NaN fails them."""
     temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
     top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
@@ -133,7 +133,7 @@ def _sampling(sampling: pb.Sampling, vocabulary: int) -> Sampling:
         raise InvalidField("sampling.min_p", f"must be from 0 to 1; it is {sampling.min_p:.7g}")
     return Sampling(
         temperature=temperature,
-        top_k=min(sampling.top_k, vocabulary),
+        top_k=min(sampling.top_k, rows),
         top_p=top_p,
         min_p=sampling.min_p,
         seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
@@ -158,8 +158,8 @@ def _stop_ids(stopping: pb.Stopping, model: ServedModel) -> tuple[int, ...]:
     field = "stopping.token_ids"
     if len(stopping.token_ids) > MAX_STOP_IDS:
         raise InvalidField(field, f"may hold {MAX_STOP_IDS} ids; it holds {len(stopping.token_ids)}")
-    ids = validate_ids(field, stopping.token_ids, model.vocabulary)
-    eos_ids = () if stopping.ignore_eos else model.eos_ids
+    ids = validate_ids(field, stopping.token_ids, model.vocabulary.rows)
+    eos_ids = () if stopping.ignore_eos else model.vocabulary.eos_ids
     return tuple(sorted({*ids.tolist(), *eos_ids}))
 
 
@@ -172,7 +172,7 @@ def _prompt(message: pb.GenerateRequest, model: ServedModel) -> Steps[Int32Array
             raise InvalidField(field, "is empty; a prompt needs at least 1 token")
         if len(message.tokens.ids) >= model.context:
             raise _too_long(field, len(message.tokens.ids), model.context)
-        return validate_ids(field, message.tokens.ids, model.vocabulary)
+        return validate_ids(field, message.tokens.ids, model.vocabulary.rows)
     if kind != "text":
         raise InvalidField("prompt", "is missing: set text or tokens")
     if not message.text:

@@ -8,17 +8,22 @@ beside complete safetensors they are left alone, in their place they are refused
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tramontane.stages.config import ModelConfig
-from tramontane.stages.folder import OtherBytes, describe_folder, read_json
+from tramontane.stages.config import EXAMPLE, ModelConfig
+from tramontane.stages.folder import OtherBytes, describe_folder, in_words, read_json, shown
 from tramontane.stages.layouts import Slot, slots, tensor_name, tensor_shape
 from tramontane.stages.safetensors_header import TensorInfo, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+FUSED_EXPERTS = ("experts.gate_up_proj", "experts.down_proj", "experts.w1", "experts.w2", "experts.w3")
+"""How the names end of tensors that hold all experts of a layer."""
+SHARD = re.compile(r"[ -.0-~]{1,200}\.safetensors")
+"""A file of the folder, in printable ASCII without a slash."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Checkpoint:
                 shaped or of another dtype than the rest; names the file and the tensor.
         """
         listing, tensors = _read_tensors(model_dir)
+        fused = next((tensor for name, tensor in tensors.items() if name.endswith(FUSED_EXPERTS)), None)
+        if fused is not None:
+            raise ValueError(
+                f"{fused.file}: tensor {fused.name} holds all experts of a layer (fused), which is not supported; "
+                f"supported: a tensor for each, {tensor_name(Slot('w1', 0, 0), EXAMPLE)} and so on"
+            )
         names = {slot: tensor_name(slot, config) for slot in slots(config)}
         missing = [name for name in names.values() if name not in tensors]
         if missing:
@@ -132,12 +143,12 @@ def _and_more(names: Sequence[object]) -> str:
 def _read_tensors(model_dir: Path) -> tuple[Path, dict[str, TensorInfo]]:
     """The file that lists the folder's tensors, and the tensors."""
     single, index = model_dir / SINGLE_FILE, model_dir / INDEX_FILE
-    if single.exists() and index.exists():
-        raise ValueError(f"{model_dir}: holds both {SINGLE_FILE} and {INDEX_FILE}; one of them is left over")
     if not single.exists() and not index.exists():
         raise ValueError(f"{model_dir}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; {describe_folder(model_dir)}")
     weight_map = _read_index(index) if index.exists() else None
     files = sorted({SINGLE_FILE} if weight_map is None else set(weight_map.values()))
+    if single.exists() and SINGLE_FILE not in files:
+        raise ValueError(f"{model_dir}: holds both {SINGLE_FILE} and {INDEX_FILE}; one of them is left over")
     for path in sorted(model_dir.glob("*.safetensors")):
         if path.name not in files and not path.name.startswith("consolidated"):
             raise ValueError(f"{path}: no part of the checkpoint, which is {', '.join(files)}")
@@ -158,10 +169,13 @@ def _read_index(index: Path) -> dict[str, str]:
         raise ValueError(f"{index}: weight_map names no tensors")
     for name, file in weight_map.items():
         # A plain name only: an index must not lead out of its folder.
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        if not isinstance(file, str) or Path(file).name != file or not SHARD.fullmatch(file):
             raise ValueError(
-                f"{index}: tensor {name} lies in {file!r}; a safetensors file of the same folder is needed"
+                f"{index}: tensor {in_words(name)} lies in {shown(file)}; "
+                "a safetensors file of the same folder is needed"
             )
+        if not name.isprintable():
+            raise ValueError(f"{index}: a tensor is called {shown(name)}")
     return weight_map
 
 

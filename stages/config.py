@@ -1,17 +1,20 @@
 """The model's shape, read from a Hugging Face `config.json` and checked once.
 
 Absent keys take the defaults of the class that the checkpoint names (`transformers` 5: `MistralConfig`,
-`MixtralConfig`), since that is what the weights were trained with.
+`MinistralConfig`, `MixtralConfig`), since that is what the weights were trained with. What the computation depends on
+and we do not compute is refused (`config_keys.py`), never ignored.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tramontane.stages.folder import CONFIG, GENERATION, SmallFiles
+from tramontane.stages.config_keys import check_keys
+from tramontane.stages.folder import CONFIG, SmallFiles, in_words, shown
 
 LARGEST = {"max_position_embeddings": 1 << 24, "num_hidden_layers": 512, "num_local_experts": 512}
 """The most that these keys may say: several times what any model has. What is planned from them takes no time."""
@@ -28,12 +31,19 @@ class ArchitectureDefaults:
     rms_norm_eps: float
     rope_theta: float
     sparse: bool
+    model_types: tuple[str, ...]
+    """What `model_type` may be."""
 
 
+DENSE = ArchitectureDefaults(4096, 1e-6, 10_000.0, sparse=False, model_types=("mistral", "ministral"))
 ARCHITECTURES = {
-    "MistralForCausalLM": ArchitectureDefaults(4096, 1e-6, 10_000.0, sparse=False),
-    "MixtralForCausalLM": ArchitectureDefaults(None, 1e-5, 1_000_000.0, sparse=True),
+    "MistralForCausalLM": DENSE,
+    "MixtralForCausalLM": ArchitectureDefaults(None, 1e-5, 1_000_000.0, sparse=True, model_types=("mixtral",)),
+    "MinistralForCausalLM": DENSE,  # what transformers takes a Mistral with `layer_types` for
 }
+FULL, SLIDING = "full_attention", "sliding_attention"
+LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
+"""Of `layer_types`; the last is an older name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +69,7 @@ class ModelConfig:
     rope_theta: float
     norm_eps: float
     tied: bool
-    dtype: str
-    """What `config.json` says, float32 where it is silent. What the tensors really are is `Checkpoint.dtype`."""
     bos_id: int | None
-    eos_ids: tuple[int, ...]
 
     @property
     def layers(self) -> int:
@@ -73,6 +80,7 @@ class ModelConfig:
     def window_classes(self) -> tuple[int | None, ...]:
         """The different windows, in order of their first layer. Layers of one class share block pool and tables.
 
+        >>> from dataclasses import replace
         >>> replace(EXAMPLE, windows=(None, 8, 8, None)).window_classes
         (None, 8)
         """
@@ -95,37 +103,26 @@ class ModelConfig:
     @classmethod
     def load(cls, model_dir: Path) -> ModelConfig:
         """`read` of a checkpoint folder."""
-        return cls.read(SmallFiles.read(model_dir, [CONFIG, GENERATION]))
+        return cls.read(SmallFiles.read(model_dir, [CONFIG]))
 
     @classmethod
     def read(cls, files: SmallFiles) -> ModelConfig:
-        """What `config.json` and, for the EOS ids, `generation_config.json` say.
+        """What `config.json` says. (EOS is the vocabulary's: other files name it too.)
 
         Raises:
             ValueError: the folder holds no readable `config.json`, or it describes a model that is not supported.
         """
         values = files.json(CONFIG)
         try:
-            config = cls.from_hf(values)
+            return cls.from_hf(values)
         except ValueError as error:
             raise ValueError(f"{files.folder / CONFIG}: {error}") from None
-        if files.contents[GENERATION] is not None:
-            generation = files.json(GENERATION)
-            try:
-                eos_ids = _ids(generation.get("eos_token_id"), "eos_token_id", config.vocab)
-            except ValueError as error:
-                raise ValueError(f"{files.folder / GENERATION}: {error}") from None
-            config = replace(config, eos_ids=eos_ids or config.eos_ids)
-        return config
 
 
 def _from_hf(values: Mapping[str, Any]) -> ModelConfig:
     architecture = _architecture(values)
     defaults = ARCHITECTURES[architecture]
-    if (activation := values.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"hidden_act is {activation!r}; supported: 'silu'")
-    if values.get("quantization_config") is not None:
-        raise ValueError("quantization_config is set; supported: float32 and bfloat16 checkpoints")
+    check_keys(values, defaults.model_types)
 
     layers = _positive(values, "num_hidden_layers", 32)
     dim = _positive(values, "hidden_size", 4096)
@@ -136,13 +133,10 @@ def _from_hf(values: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"num_attention_heads is {heads}, no multiple of num_key_value_heads {kv_heads}")
     if head_dim % 2:
         raise ValueError(f"head_dim is {head_dim}; rotary positions need an even one")
-    experts = _positive(values, "num_local_experts", 8) if defaults.sparse else 0
+    experts = _experts(values) if defaults.sparse else 0
     experts_per_token = _positive(values, "num_experts_per_tok", 2) if defaults.sparse else 0
     if experts_per_token > experts:
         raise ValueError(f"num_experts_per_tok is {experts_per_token}, more than num_local_experts {experts}")
-    window = values.get("sliding_window", defaults.sliding_window)
-    if window is not None:
-        window = _positive(values, "sliding_window", defaults.sliding_window)
     vocab = _positive(values, "vocab_size", 32_000)
     return ModelConfig(
         architecture=architecture,
@@ -154,21 +148,19 @@ def _from_hf(values: Mapping[str, Any]) -> ModelConfig:
         ffn_dim=_positive(values, "intermediate_size", 14_336),
         experts=experts,
         experts_per_token=experts_per_token,
-        windows=(window,) * layers,
+        windows=_windows(values, layers, defaults),
         context=_positive(values, "max_position_embeddings", 131_072),
         rope_theta=_rope_theta(values, defaults.rope_theta),
         norm_eps=_positive_number("rms_norm_eps", values.get("rms_norm_eps", defaults.rms_norm_eps)),
         tied=_tied(values),
-        dtype=_dtype(values),
-        bos_id=next(iter(_ids(values.get("bos_token_id", 1), "bos_token_id", vocab)), None),
-        eos_ids=_ids(values.get("eos_token_id", 2), "eos_token_id", vocab),
+        bos_id=_bos_id(values, vocab),
     )
 
 
 def _architecture(values: Mapping[str, Any]) -> str:
     names = values.get("architectures") or []
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
-        raise ValueError(f"architectures is {names!r}; supported: {', '.join(ARCHITECTURES)}")
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in ARCHITECTURES:
+        raise ValueError(f"architectures is {shown(names)}; supported: {', '.join(ARCHITECTURES)}")
     return str(names[0])
 
 
@@ -178,10 +170,40 @@ def _positive(values: Mapping[str, Any], key: str, default: int | None, null: in
     if value is None and null is not None:
         value = null
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{key} is {value!r}; it must be a whole number above 0")
+        raise ValueError(f"{key} is {shown(value)}; it must be a whole number above 0")
     if value > (most := LARGEST.get(key, LARGEST_NUMBER)):
-        raise ValueError(f"{key} is {value}; it may be {most} at most")
+        raise ValueError(f"{key} is {shown(value)}; it may be {most} at most")
     return value
+
+
+def _experts(values: Mapping[str, Any]) -> int:
+    """`num_experts` is another name of `num_local_experts`."""
+    names = ("num_local_experts", "num_experts")
+    counts = [_positive(values, name, None) for name in names if name in values]
+    if len(set(counts)) > 1:
+        raise ValueError(f"num_local_experts is {counts[0]}, and num_experts {counts[1]}: they are the same")
+    return counts[0] if counts else 8
+
+
+def _windows(values: Mapping[str, Any], layers: int, defaults: ArchitectureDefaults) -> tuple[int | None, ...]:
+    """`sliding_window` for each layer, but for those that `layer_types` gives full attention."""
+    window = values.get("sliding_window", defaults.sliding_window)
+    if window is not None:
+        window = _positive(values, "sliding_window", defaults.sliding_window)
+    types = values.get("layer_types")
+    if types is None:
+        return (window,) * layers
+    if not isinstance(types, list) or len(types) != layers:
+        raise ValueError(f"layer_types is {shown(types)}; it must be a list of {layers}, one a layer")
+    for layer, kind in enumerate(types):
+        if not isinstance(kind, str) or kind not in LAYER_TYPES:
+            raise ValueError(f"layer_types: layer {layer} is {shown(kind)}; supported: {FULL!r}, {SLIDING!r}")
+        if LAYER_TYPES[kind] == SLIDING and window is None:
+            raise ValueError(f"layer_types: layer {layer} is {kind!r}, and sliding_window is null")
+        if LAYER_TYPES[kind] == FULL and window is not None and defaults.sparse:
+            # transformers masks all layers of a Mixtral alike, and keeps keys by these types.
+            raise ValueError(f"layer_types: layer {layer} is {kind!r}, and sliding_window is {window} for all layers")
+    return tuple(window if LAYER_TYPES[kind] == SLIDING else None for kind in types)
 
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
@@ -193,48 +215,41 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
     for key in given:
         parameters = values[key]
         if not isinstance(parameters, dict):
-            raise ValueError(f"{key} is {parameters!r}; it must be an object or null")
+            raise ValueError(f"{key} is {shown(parameters)}; it must be an object or null")
         kind = parameters.get("rope_type", parameters.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"{key}: RoPE scaling of type {kind!r} is not supported; supported: 'default'")
+            raise ValueError(f"{key}: RoPE scaling of type {shown(kind)} is not supported; supported: 'default'")
         theta = parameters.get("rope_theta", theta)
         for option, value in parameters.items():
             if option not in ("rope_type", "type", "rope_theta") and (option, value) != ("partial_rotary_factor", 1):
-                raise ValueError(f"{key}: {option} is {value!r}, which RoPE of the default type does not know")
+                raise ValueError(
+                    f"{key}: {in_words(option)} is {shown(value)}, which RoPE of the default type does not know"
+                )
     return _positive_number("rope_theta", theta)
 
 
 def _positive_number(key: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{key} is {value!r}; it must be a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{key} is {shown(value)}; it must be a number above 0")
     return float(value)
 
 
 def _tied(values: Mapping[str, Any]) -> bool:
     tied = values.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise ValueError(f"tie_word_embeddings is {tied!r}; it must be true or false")
+        raise ValueError(f"tie_word_embeddings is {shown(tied)}; it must be true or false")
     return tied
 
 
-def _dtype(values: Mapping[str, Any]) -> str:
-    name = values.get("dtype") or values.get("torch_dtype") or "float32"
-    if name == "float16":
-        raise ValueError("dtype is 'float16'; supported: float32 and bfloat16 checkpoints")
-    if name not in DTYPE_BYTES:
-        raise ValueError(f"dtype is {name!r}; supported: {', '.join(DTYPE_BYTES)}")
-    return str(name)
-
-
-def _ids(value: Any, key: str, vocab: int) -> tuple[int, ...]:
-    """None, one id or a list of ids."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    for token_id in ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < vocab:
-            raise ValueError(
-                f"{key} is {value!r}; it must be an id below vocab_size {vocab}, a list of such ids or null"
-            )
-    return tuple(ids)
+def _bos_id(values: Mapping[str, Any], vocab: int) -> int | None:
+    """One id or null; of a list, the first."""
+    value = values.get("bos_token_id", 1)
+    first = value[0] if isinstance(value, list) and value else None if value == [] else value
+    if first is None:
+        return None
+    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first < vocab:
+        raise ValueError(f"bos_token_id is {shown(value)}; it must be an id below vocab_size {vocab} or null")
+    return first
 
 
 # The numbers that docstrings and first tests use: 4 layers, 4 heads over 2 KV heads.
@@ -253,7 +268,5 @@ EXAMPLE = ModelConfig(
     rope_theta=10_000.0,
     norm_eps=1e-5,
     tied=False,
-    dtype="float32",
     bos_id=1,
-    eos_ids=(2,),
 )

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.model"
-SMALL_FILES = (CONFIG, GENERATION, TOKENIZER)
+ADDED, TOKENIZER_JSON, TOKENIZER_CONFIG = "added_tokens.json", "tokenizer.json", "tokenizer_config.json"
+SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, ADDED, TOKENIZER_JSON, TOKENIZER_CONFIG)
 """Beside the tensors, these decide which token comes next and how it reads."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that Git keeps in the place of a large file."""
 
 FOREIGN_FILES = {
     "params.json": "Mistral's own layout",
@@ -33,6 +37,8 @@ FOREIGN_FILES = {
 """Files of formats that are not read, by pattern."""
 
 SHOWN_FILES = 5
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 100
 LARGEST_BYTES = 256 << 20
 """Of a file that is read whole: configuration, tokenizer, index."""
 
@@ -54,7 +60,7 @@ class SmallFiles:
         """Read the files of these names.
 
         Raises:
-            ValueError: one is there and cannot be read.
+            ValueError: one is there and cannot be read, is empty, or only stands for the file itself.
         """
         return cls(folder, {name: _content(folder / name) for name in names})
 
@@ -86,8 +92,8 @@ class SmallFiles:
         if content is None:
             raise ValueError(f"{path}: no such file; {describe_folder(self.folder)}")
         try:
-            values = json.loads(content.decode())
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            values = json.loads(content.decode("utf-8-sig"))  # some editors put a byte order mark first
+        except (ValueError, RecursionError) as error:  # undecodable, no JSON, a number of 5,000 digits, too deep
             raise ValueError(f"{path}: cannot be read: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path}: holds {type(values).__name__}, not an object")
@@ -105,6 +111,25 @@ def describe_folder(folder: Path) -> str:
     }
     shown = [f"{name} ({kind}, not supported)" for name, kind in foreign.items()] or held
     return f"{wanted}; {folder} holds {', '.join(shown[:SHOWN_FILES]) if shown else 'nothing'}"
+
+
+def shown(value: object) -> str:
+    """A value of somebody's file for a message: in one line, and cut where it is long.
+
+    >>> shown(["a\\nb", 7])
+    "['a\\\\nb', 7]"
+    """
+    return _shortened.repr(value)
+
+
+def in_words(value: object) -> str:
+    """As `shown`, without quotes around a name.
+
+    >>> in_words("model.norm.weight"), in_words("two\\nlines")
+    ('model.norm.weight', "'two\\\\nlines'")
+    """
+    plain = isinstance(value, str) and value.isprintable() and len(value) <= _shortened.maxstring
+    return str(value) if plain else shown(value)
 
 
 def open_regular(path: Path | str) -> BinaryIO:
@@ -134,6 +159,16 @@ def read_whole(path: Path, limit: int = LARGEST_BYTES) -> bytes:
     return content
 
 
+def check_no_pointer(path: Path, beginning: bytes) -> None:
+    """Refuse what Git LFS leaves in a large file's place where it has not fetched it.
+
+    Raises:
+        ValueError: says so.
+    """
+    if beginning.startswith(LFS_POINTER):
+        raise ValueError(f"{path}: a Git LFS pointer lies there; `git lfs pull` fetches the file itself")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises as `SmallFiles.json` does."""
     return SmallFiles.read(path.parent, [path.name]).json(path.name)
@@ -141,8 +176,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return read_whole(path)
+        content = read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not content:
+        raise ValueError(f"{path}: is empty")
+    check_no_pointer(path, content)
+    return content

@@ -9,7 +9,7 @@ every token where its key goes, and which blocks to clear before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -59,6 +59,14 @@ class SampledRows:
     """Token ids that must not be sampled (EOS and stop ids before min_tokens), concatenated. [sum(banned_count)]"""
     banned_count: Int32Array
     """How many of them belong to each row. [M]"""
+
+    def banning(self, ids: Int32Array) -> SampledRows:
+        """The same rows, with these ids banned in each of them too."""
+        if not len(ids):
+            return self
+        ends = np.repeat(np.cumsum(self.banned_count), len(ids))
+        banned = np.insert(self.banned, ends, np.tile(ids, len(self.row)))
+        return replace(self, banned=banned, banned_count=self.banned_count + np.int32(len(ids)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

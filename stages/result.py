@@ -20,14 +20,19 @@ def asked_rows(microbatch: Microbatch) -> Int32Array:
     return np.concatenate([sampled, scored]) if len(scored) else sampled
 
 
-def choose(kernels: Kernels, microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int) -> StepResult:
-    """Sample and score, given the float32 logits of `asked_rows`. Ids from `sampleable_ids` on are never chosen."""
-    sampled, scored = microbatch.sampled, microbatch.scored
+def choose(
+    kernels: Kernels, microbatch: Microbatch, logits_NV: Tensor, sampleable_ids: int, unnamed_ids: Int32Array
+) -> StepResult:
+    """Sample and score, given the float32 logits of `asked_rows`.
+
+    Ids from `sampleable_ids` on are never chosen, nor are the `unnamed_ids` below it.
+    """
+    sampled, scored = microbatch.sampled.banning(unnamed_ids), microbatch.scored
     position_M = microbatch.position[sampled.row] + 1
     logits_MV, scores = logits_NV, NO_SCORES
     if len(scored.row):
         logits_MV, logits_KV = logits_NV.split([len(sampled.row), len(scored.row)])
-        scores = kernels.score(logits_KV, scored.target, sampleable_ids)
+        scores = kernels.score(logits_KV, scored.target)
     token, log_probability, finite = kernels.sample(logits_MV, sampled, position_M, sampleable_ids)
     return StepResult(
         epoch=microbatch.epoch,

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tramontane.stages.folder import open_regular
+from tramontane.stages.folder import LFS_POINTER, check_no_pointer, in_words, open_regular, shown
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+LONGEST_NAME, MOST_DIMENSIONS = 256, 8
 
 DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2)}
 
@@ -47,16 +49,21 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
+            beginning = stream.read(len(LFS_POINTER))
+            check_no_pointer(file, beginning)
+            length = int.from_bytes(beginning[:8], "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"{file}: truncated, or not a safetensors file: {size} bytes, header of {length}")
-            header = json.loads(stream.read(length), object_pairs_hook=_without_repeats)
+            stream.seek(8)
+            text = stream.read(length)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: its header is not JSON: {error}") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
     except _RepeatedKeyError as error:
         raise ValueError(f"{file}: the header names {error} twice") from None
+    except (ValueError, RecursionError) as error:  # undecodable, no JSON, a number of 5,000 digits, too deep
+        raise ValueError(f"{file}: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{file}: the header is {type(header).__name__}, not an object")
     header.pop("__metadata__", None)
@@ -72,21 +79,24 @@ class _RepeatedKeyError(Exception):
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        seen = set[str]()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _RepeatedKeyError(in_words(twice))
     return values
 
 
 def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(f"{file}: a tensor is called {shown(name)}")
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{file}: tensor {name} has no dtype, shape and data_offsets") from None
-    if dtype not in DTYPES:
-        raise ValueError(f"{file}: tensor {name} has dtype {dtype}; supported: {', '.join(DTYPES)}")
-    numbers = [*shape, start, end] if isinstance(shape, list) else [None]
-    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
-        raise ValueError(f"{file}: tensor {name} has shape {shape} and data_offsets [{start}, {end}]")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{file}: tensor {name} has dtype {in_words(dtype)}; supported: {', '.join(DTYPES)}")
+    numbers = [*shape, start, end] if isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS else [None]
+    if not all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f"{file}: tensor {name} has shape {shown(shape)} and data_offsets {shown([start, end])}")
     ours, item_bytes = DTYPES[dtype]
     if end - start != math.prod(shape) * item_bytes:
         raise ValueError(f"{file}: tensor {name} has {end - start} bytes for shape {shape} of {dtype}")

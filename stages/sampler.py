@@ -33,24 +33,24 @@ def sample(
     """`StepResult`'s token, log_probability and finite for each row. [M] each
 
     `position_M` is the absolute position that the sampled token will have. Ids from `sampleable_ids` on are never
-    chosen and carry no probability. The log probability is that under the model's own softmax: temperature 1, no
+    chosen. The log probability is that under the model's own softmax: over all rows of the head, temperature 1, no
     filters, nothing banned. A row whose logits hold NaN or infinity, or whose ids are all banned, has no token to
     choose: its `finite` is False, its token 0 and its log probability 0.
     """
-    logits_MI = logits_MV[:, :sampleable_ids].float()
-    usable_M = logits_MI.abs().amax(-1) < torch.inf
-    allowed_MI = _without_banned(logits_MI, rows)
+    logits_MV = logits_MV.float()
+    usable_M = logits_MV.abs().amax(-1) < torch.inf
+    allowed_MI = _without_banned(logits_MV[:, :sampleable_ids], rows)
     top = allowed_MI.max(-1)
     usable_M = usable_M & (top.values > -torch.inf)
     token_M = top.indices
     drawn_R = np.flatnonzero(rows.temperature > 0)
     if len(drawn_R):
-        index = torch.as_tensor(drawn_R, device=logits_MI.device)
+        index = torch.as_tensor(drawn_R, device=logits_MV.device)
         every = len(drawn_R) == len(rows.row)
         scaled_RI = allowed_MI - top.values[:, None] if every else allowed_MI[index] - top.values[index, None]
         token_M[index] = _draw(scaled_RI, rows, position_M, drawn_R)
     token_M = torch.where(usable_M, token_M, 0)
-    log_probability_M = torch.log_softmax(logits_MI, -1).gather(1, token_M[:, None])[:, 0]
+    log_probability_M = torch.log_softmax(logits_MV, -1).gather(1, token_M[:, None])[:, 0]
     log_probability_M = torch.where(usable_M, log_probability_M, 0.0)
     return (
         token_M.to("cpu", torch.int32).numpy(),
@@ -59,21 +59,11 @@ def sample(
     )
 
 
-def score(
-    logits_KV: Tensor,
-    target_K: Int32Array,
-    sampleable_ids: int,
-) -> Float32Array:
-    """Natural log probability of each row's target under the model's own softmax. [K]
-
-    NaN where the row's logits hold NaN; minus infinity for a target that cannot be sampled.
-    """
-    logits_KI = logits_KV[:, :sampleable_ids].float()
-    target = torch.tensor(target_K, device=logits_KI.device, dtype=torch.int64)
-    known = target < sampleable_ids
-    scores_K = torch.log_softmax(logits_KI, -1).gather(1, torch.where(known, target, 0)[:, None])[:, 0]
-    result: Float32Array = torch.where(known, scores_K, -torch.inf).cpu().numpy()
-    return result
+def score(logits_KV: Tensor, target_K: Int32Array) -> Float32Array:
+    """Natural log probability of each row's target under the model's own softmax; NaN where its logits hold NaN. [K]"""
+    target_K1 = torch.tensor(target_K, device=logits_KV.device, dtype=torch.int64)[:, None]
+    scores_K: Float32Array = torch.log_softmax(logits_KV.float(), -1).gather(1, target_K1)[:, 0].cpu().numpy()
+    return scores_K
 
 
 def _without_banned(logits_MI: Tensor, rows: SampledRows) -> Tensor:

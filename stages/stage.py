@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Stage:
         head: PackedHead | None,
         digests: dict[str, bytes],
         sampleable_ids: int,
+        unnamed_ids: Sequence[int],
     ) -> None:
         self.config = config
         self.span = span
@@ -70,6 +72,7 @@ class Stage:
         self._layers = layers
         self._head = head
         self._sampleable_ids = sampleable_ids
+        self._unnamed_ids = np.array(unnamed_ids, np.int32)
         self._binding: Binding | None = None
         self._inbox: Inbox | None = None
 
@@ -87,12 +90,13 @@ class Stage:
         kernels: KernelChoice | str | None = None,
         quantize: str | None = None,
         sampleable_ids: int | None = None,
+        unnamed_ids: Sequence[int] = (),
     ) -> Stage:
         """Read and pack the tensors of the layers in `span`, and embedding and head where the span touches the ends.
 
         `kernels` are chosen, or named as a set or variant (default: this machine's best); `quantize` "int8" holds the
-        weights in 8 bits. Ids from `sampleable_ids` on (default: the vocabulary's end) are never sampled. `on_progress`
-        hears fractions from 0 to 1.
+        weights in 8 bits. Ids from `sampleable_ids` on (default: the vocabulary's end) are never sampled, nor are the
+        `unnamed_ids` below it. `on_progress` hears fractions from 0 to 1.
 
         Raises:
             ValueError: the checkpoint is damaged or of another shape, or the device or kernel set is not there.
@@ -111,6 +115,7 @@ class Stage:
             head=chosen.pack_head(reader.norm(), reader.head()) if is_last else None,
             digests=reader.digests(),
             sampleable_ids=min(sampleable_ids or config.vocab, config.vocab),
+            unnamed_ids=unnamed_ids,
         )
         assert not reader.unread, f"tensors of layers {span} that nobody read: {reader.unread}"
         log.info("layers %d to %d of %s loaded: %s", span.start, span.stop - 1, model_dir.name, stage.numerics)
@@ -244,4 +249,4 @@ class Stage:
             logits_NV = self.logits(rows_TD, asked_N)
         else:
             logits_NV = rows_TD.new_empty(0, self.config.vocab, dtype=torch.float32)
-        return choose(self._kernels, microbatch, logits_NV, self._sampleable_ids)
+        return choose(self._kernels, microbatch, logits_NV, self._sampleable_ids, self._unnamed_ids)

@@ -15,6 +15,7 @@ from tramontane.cluster.entrance import Entrance
 from tramontane.cluster.gateway import Gateway
 from tramontane.cluster.link_errors import LinkClosed
 from tramontane.cluster.messages import EndReason, Finished, Submit
+from tramontane.cluster.named_ids import NamedIds
 from tramontane.cluster.pipeline import Receiver, broken_end
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.stats import (
@@ -26,6 +27,7 @@ from tramontane.cluster.stats import (
     StageCounters,
 )
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.config import EXAMPLE
 
 VOCAB = 400
@@ -152,6 +154,16 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(tiny_tokenizer_bytes(), bos_id=1)
 
 
+def vocabulary_of(tokenizer: Tokenizer | None, rows: int = VOCAB, **named: object) -> Vocabulary:
+    """As of a folder with this tokenizer whose other files say `named`."""
+    return Vocabulary.of(rows, tokenizer, NamedIds(**named))
+
+
+@functools.cache
+def tiny_vocabulary() -> Vocabulary:
+    return vocabulary_of(tiny_tokenizer())
+
+
 def tiny_model(*, context: int = CONTEXT, tokenizer: Tokenizer | None = None) -> ServedModel:
     """Called "tiny"; ids 0 .. 399, EOS 2."""
     return ServedModel(
@@ -162,6 +174,7 @@ def tiny_model(*, context: int = CONTEXT, tokenizer: Tokenizer | None = None) ->
         stages=2,
         version="v-tiny",
         row_invariant=True,
+        vocabulary=tiny_vocabulary() if tokenizer else vocabulary_of(None, eos_ids={"config.json": (2,)}),
         tokenizer=tokenizer,
     )
 

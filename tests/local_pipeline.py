@@ -22,6 +22,7 @@ from tramontane.cluster.messages import EndReason, Finished, Sampling, Stopping,
 from tramontane.cluster.router import Router
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.site import Site
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.cluster.worker import StageWorker
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.kernels import choose_here
@@ -96,11 +97,13 @@ class LocalPipeline:
         max_batch_tokens: int = 256,
         max_waiting: int = 64,
         hang_limit_s: float = 45.0,
+        vocabulary: Vocabulary | None = None,
         **limits: object,
     ) -> None:
         self._config = ModelConfig.load(folder)
         self._folder = folder
         self._dtype = dtype
+        self._vocabulary = vocabulary
         self._spans = split_as(self._config, split)
         context = context or self._config.context
         layout = plan_kv(
@@ -152,6 +155,8 @@ class LocalPipeline:
                 device="cpu",
                 kernels=kernels,
                 on_progress=on_progress,
+                sampleable_ids=self._vocabulary.sampleable_ids if self._vocabulary else None,
+                unnamed_ids=self._vocabulary.unnamed_ids if self._vocabulary else (),
             )
 
         return StageWorker(f"stage-0.{index}", self.site, load, lambda: torch.set_num_threads(1))

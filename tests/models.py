@@ -12,7 +12,16 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    MinistralConfig,
+    MinistralForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from tramontane.stages.config import ModelConfig
 
@@ -32,6 +41,7 @@ SPARSE_SHAPE = SHAPE | {"num_local_experts": 5, "num_experts_per_tok": 2}
 CLASSES = {
     "MistralForCausalLM": (MistralConfig, MistralForCausalLM, SHAPE),
     "MixtralForCausalLM": (MixtralConfig, MixtralForCausalLM, SPARSE_SHAPE),
+    "MinistralForCausalLM": (MinistralConfig, MinistralForCausalLM, SHAPE),
 }
 TOKENIZER_VOCAB = 320
 TEXT = (
@@ -57,6 +67,7 @@ def make_checkpoint(
     config_class, model_class, shape = CLASSES[architecture]
     if tokenizer:
         overrides = {"vocab_size": TOKENIZER_VOCAB} | overrides
+    overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config_class(**(shape | overrides))).to(getattr(torch, dtype))
@@ -77,8 +88,10 @@ def cached_checkpoint(architecture: str, **options) -> Path:
 def hf_model(path: Path) -> PreTrainedModel:
     """The checkpoint in transformers, float32, with masks written out (`eager`)."""
     architecture = json.loads((path / "config.json").read_text())["architectures"][0]
-    model = CLASSES[architecture][1].from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+    model_class = CLASSES[architecture][1]
+    if "layer_types" in json.loads((path / "config.json").read_text()):
+        model_class = AutoModelForCausalLM  # which alone looks at them, and takes such a model for a Ministral
+    return model_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

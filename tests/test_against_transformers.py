@@ -20,6 +20,14 @@ SHAPES = {
         "MistralForCausalLM",
         {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 4},
     ),
+    "mistral-layer-types": (
+        "MistralForCausalLM",
+        {"sliding_window": 7, "layer_types": ("sliding_attention", "full_attention", "sliding_attention")},
+    ),
+    "ministral": (
+        "MinistralForCausalLM",
+        {"sliding_window": 5, "layer_types": ("full_attention", "full_attention", "sliding_attention")},
+    ),
     "mixtral": ("MixtralForCausalLM", {}),
     "mixtral-window": ("MixtralForCausalLM", {"sliding_window": 9}),
     "mixtral-top-1": ("MixtralForCausalLM", {"num_experts_per_tok": 1, "num_local_experts": 3, "sliding_window": 16}),
@@ -142,7 +150,7 @@ def test_stage_greedy_ids_agree(folder):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("windows", [(None, 5, 5), (7, 3, None, 7), (2, 9)])
 def test_windows_that_differ_by_layer_agree_with_the_reference(tmp_path, windows, tied, experts):
-    """No config.json of transformers says this; the reference, which agrees with it on all else, stands in."""
+    """No config.json of transformers says most of this; the reference, which agrees with it on all else, stands in."""
     config = replace(
         EXAMPLE, windows=windows, tied=tied, experts=experts, experts_per_token=min(experts, 2), vocab=99, dim=40
     )

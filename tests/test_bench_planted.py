@@ -29,7 +29,9 @@ from tramontane.cluster.completion import Completion
 from tramontane.cluster.served_model import ServedModel
 from tramontane.cluster.text import StopStrings
 from tramontane.cluster.tokenizer import Tokenizer
+from tramontane.cluster.vocabulary import Vocabulary
 from tramontane.stages.config import ModelConfig
+from tramontane.stages.folder import SmallFiles
 from tramontane.stages.microbatch import BlockTable, Microbatch
 from tramontane.stages.stage import Stage
 
@@ -56,6 +58,7 @@ ASKS = [
 @asynccontextmanager
 async def embedded_service(folder) -> AsyncIterator[GrpcTarget]:
     config = ModelConfig.load(folder)
+    tokenizer = Tokenizer.load(folder, config)
     model = ServedModel(
         name="embedded",
         config=config,
@@ -64,7 +67,8 @@ async def embedded_service(folder) -> AsyncIterator[GrpcTarget]:
         stages=2,
         version="v-embedded",
         row_invariant=True,
-        tokenizer=Tokenizer.load(folder, config),
+        vocabulary=Vocabulary.read(SmallFiles.read(folder), config.vocab, tokenizer),
+        tokenizer=tokenizer,
     )
     async with (
         LocalPipeline(folder, [4, 4], block=BLOCK) as local,

@@ -181,6 +181,13 @@ def test_other_formats_beside_complete_safetensors_are_left_alone(tmp_path):
     assert len(opened(folder).tensors) == 3 * 9 + 3
 
 
+def test_an_index_may_name_one_file_only(tmp_path):
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM")
+    weight_map = dict.fromkeys(load_tensors(folder), SINGLE)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert opened(folder).tensors.keys() == weight_map.keys()
+
+
 def test_a_tied_model_may_store_an_equal_head(tmp_path):
     config = ModelConfig.load(cached_checkpoint("MistralForCausalLM", tie_word_embeddings=True))
     tensors = random_tensors(config)
@@ -224,7 +231,7 @@ def test_the_inventory_needs_no_torch():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("said", [None, "float32"])
+@pytest.mark.parametrize("said", [None, "float16"])
 def test_the_dtype_is_that_of_the_tensors(tmp_path, dtype, said):
     """Whatever config.json says, and where it says nothing."""
     folder = make_checkpoint(tmp_path, "MistralForCausalLM", dtype=dtype)

@@ -78,7 +78,8 @@ SINGLE_FILE_DAMAGE = {
     "fused-experts": (
         lambda f: edit(f, lambda t: t.update({"model.layers.0.mlp.experts.down_proj": torch.zeros(5, 40, 56)})),
         SINGLE,
-        "tensor model.layers.0.mlp.experts.down_proj is no part",
+        "tensor model.layers.0.mlp.experts.down_proj holds all experts of a layer (fused), which is not supported; "
+        "supported: a tensor for each, model.layers.0.block_sparse_moe.experts.0.w1.weight and so on",
     ),
     "wide": (lambda f: edit(f, widen), SINGLE, f"tensor {Q1} has shape (48, 41); config.json says (48, 40)"),
     "transposed": (lambda f: edit(f, transpose), SINGLE, f"tensor {Q1} has shape (40, 48); config.json says (48, 40)"),
@@ -92,6 +93,11 @@ SINGLE_FILE_DAMAGE = {
         SINGLE,
         f"tensor {Q1} starts at byte",
     ),
+    "odd-name": (
+        lambda f: raw(f, lambda h: h.update({"a\nb": h.pop(Q1)})), SINGLE, "a tensor is called 'a\\nb'"
+    ),
+    "odd-dtype": (lambda f: raw(f, lambda h: h[Q1].update(dtype=["F32"])), SINGLE, f"{Q1} has dtype ['F32']; "),
+    "many-dimensions": (lambda f: raw(f, lambda h: h[Q1].update(shape=[2] * 99)), SINGLE, f"{Q1} has shape [2, 2, "),
     "bytes-for-shape": (lambda f: raw(f, lambda h: h[Q1].update(shape=[48, 39])), SINGLE, f"{Q1} has 7680 bytes"),
     "negative-shape": (lambda f: raw(f, lambda h: h[Q1].update(shape=[-48, -40])), SINGLE, f"{Q1} has shape [-48"),
     "no-offsets": (lambda f: raw(f, lambda h: h[Q1].pop("data_offsets")), SINGLE, f"{Q1} has no dtype, shape and"),
@@ -102,7 +108,7 @@ SINGLE_FILE_DAMAGE = {
     "git-lfs-pointer": (
         lambda f: (f / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
         SINGLE,
-        "not a safetensors file",
+        f"{SINGLE}: a Git LFS pointer lies there; `git lfs pull` fetches the file itself",
     ),
     "no-weights": (lambda f: (f / SINGLE).unlink(), "", "holds neither model.safetensors nor model.safetensors.index"),
     "pickled-only": (
@@ -116,7 +122,11 @@ SINGLE_FILE_DAMAGE = {
         "consolidated.safetensors (Mistral's own layout, not supported), params.json (Mistral's own layout",
     ),
     "gguf": (lambda f: (f / SINGLE).rename(f / "m.Q8_0.gguf"), "", "m.Q8_0.gguf (GGUF, not supported)"),
-    "both": (lambda f: (f / INDEX).write_text("{}"), "", "holds both model.safetensors and model.safetensors.index"),
+    "both": (
+        lambda f: (f / INDEX).write_text('{"weight_map": {"x": "model-1.safetensors"}}'),
+        "",
+        "holds both model.safetensors and model.safetensors.index",
+    ),
     "stray-shard": (
         lambda f: shutil.copy(f / SINGLE, f / "model-00001-of-00002.safetensors"),
         "model-00001-of-00002.safetensors",

@@ -200,6 +200,7 @@ def spec(folder) -> ServiceSpec:
             max_waiting=4,
         ),
         sampleable_ids=60,
+        unnamed_ids=(),
         cpus_per_stage=0.5,
         threads=1,
         entrance=Entrance(),

@@ -110,7 +110,8 @@ LOST = "gateway-0 has no link with router-0: cut"
 
 
 def test_serve_says_how_a_service_comes_up_and_records_where_it_listens(monkeypatch, capsys):
-    spec = SimpleNamespace(name="m", entrance=SimpleNamespace(host="127.0.0.1"))
+    entrance = SimpleNamespace(host="127.0.0.1")
+    spec = SimpleNamespace(name="m", entrance=entrance, context=64, context_lowered="")
     left = [
         None,
         status(ServicePhase.STARTING),

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from calls import NOT_SERVING, SERVING, Code, ask, eventually, failure, health_of, stub_of
-from fake_pipeline import fake_stats
+from fake_pipeline import fake_stats, vocabulary_of
 from local_pipeline import LocalPipeline
 from models import cached_checkpoint
 
@@ -43,14 +43,16 @@ async def gateway_of(
         made.append(await LinkPipeline.dial(name, address, whole.site, gateway="gateway-0"))
         return made[-1]
 
+    config = ModelConfig.load(folder)
     model = ServedModel(
         name="tiny",
-        config=ModelConfig.load(folder),
+        config=config,
         context=CONTEXT,
         dtype="float32",
         stages=2,
         version="v",
         row_invariant=True,
+        vocabulary=vocabulary_of(None, config.vocab),
         tokenizer=None,
     )
     gateway = Gateway("gateway-0", model.name, context=CONTEXT, fetch_stats=fake_stats, dial=dial)

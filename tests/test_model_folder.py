@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from models import cached_checkpoint, tiny_tokenizer
+from plans import planned
 
-from tramontane.cluster.cli import serve
 from tramontane.cluster.model_folder import ModelFolder
-from tramontane.cluster.planning import ServeOptions, plan_service
 from tramontane.cluster.spec import Loaded, ServiceSpec
 from tramontane.stages.folder import OtherBytes
 
@@ -20,7 +19,7 @@ from tramontane.stages.folder import OtherBytes
 def spec(tmp_path: Path) -> ServiceSpec:
     """As `serve` plans it without options, of a folder that may be written to."""
     folder = shutil.copytree(cached_checkpoint("MixtralForCausalLM", tokenizer=True), tmp_path / "model")
-    return plan_service(ServeOptions(**serve.make_context("serve", [str(folder)]).params), [])
+    return planned(folder)
 
 
 def on_some_node(spec: ServiceSpec, part: str = "gateway-0") -> ModelFolder:
@@ -52,7 +51,7 @@ def test_another_file_is_named_with_part_and_node(spec, name, how):
 
 def test_a_file_that_was_not_there_is_another(spec):
     (spec.path / "tokenizer.model").unlink()
-    bare = plan_service(ServeOptions(**serve.make_context("serve", [spec.model_dir]).params), [])
+    bare = planned(spec.model_dir)
     (spec.path / "tokenizer.model").write_bytes(tiny_tokenizer())
     with pytest.raises(OtherBytes, match="tokenizer"):
         on_some_node(bare).served_model("v", True)

@@ -81,18 +81,24 @@ def test_a_tail_beyond_the_resolution_of_float32_can_be_drawn(sampler):
     assert token.tolist() == [1]
 
 
-def test_spare_rows_of_the_head_are_never_sampled(sampler):
-    """Ids from `sampleable_ids` on have no probability, even where their logits are the largest or not finite."""
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.2}], ids=str)
+def test_spare_rows_of_the_head_are_never_sampled_and_keep_their_probability(sampler, filters):
+    """Filters see the other ids only, however likely the spare ones are; the model's softmax sees all."""
     logits = torch.randn(400, 20, generator=torch.Generator().manual_seed(4))
-    logits[:, 15:] = 50.0
-    logits[0, 16] = torch.nan
-    rows = options(400, temperature=np.arange(400) % 2, seed=9)
+    logits[:, 15:] = 9.0
+    rows = options(400, temperature=np.arange(400) % 2 * 0.7, seed=9, **filters)
     token, log_probability, finite = sampler.sample(logits, rows, positions(400), 15)
     assert finite.all()
-    assert token.max() < 15
     narrow = sampler.sample(logits[:, :15].contiguous(), rows, positions(400), 15)
     assert token.tolist() == narrow[0].tolist()
-    assert log_probability.tolist() == narrow[1].tolist()
+    model = logits.double().log_softmax(-1).gather(1, torch.tensor(token).long()[:, None])[:, 0]
+    np.testing.assert_allclose(log_probability, model.numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_spare_row_that_is_not_finite_leaves_no_softmax(sampler):
+    logits = torch.zeros(3, 20)
+    logits[0, 16], logits[2, 19] = torch.nan, torch.inf
+    assert sampler.sample(logits, options(3), positions(3), 15)[2].tolist() == [False, True, False]
 
 
 def test_banned_ids_are_never_sampled_and_keep_their_probability(sampler):
@@ -156,11 +162,11 @@ def test_a_row_alone_gives_the_bits_that_it_gives_in_company(sampler, ids, threa
         )
         where = positions(count, 77)
         together = sampler.sample(logits, rows, where, ids)
-        scored = sampler.score(logits, np.arange(count, dtype=np.int32) % ids, ids)
+        scored = sampler.score(logits, np.arange(count, dtype=np.int32) % ids)
         for index in range(count):
             single = sampler.sample(logits[index : index + 1], alone(rows, index), where[index : index + 1], ids)
             assert [part[0].tobytes() for part in single] == [part[index].tobytes() for part in together]
-            one = sampler.score(logits[index : index + 1], np.array([index % ids], np.int32), ids)
+            one = sampler.score(logits[index : index + 1], np.array([index % ids], np.int32))
             assert one[0].tobytes() == scored[index].tobytes()
         order = torch.randperm(count, generator=generator).numpy()
         shuffled = options(
@@ -181,23 +187,20 @@ def test_a_row_alone_gives_the_bits_that_it_gives_in_company(sampler, ids, threa
 def test_no_rows_at_all(sampler):
     token, log_probability, finite = sampler.sample(torch.empty(0, 9), options(0), positions(0), 9)
     assert (len(token), len(log_probability), len(finite)) == (0, 0, 0)
-    assert len(sampler.score(torch.empty(0, 9), np.empty(0, np.int32), 9)) == 0
+    assert len(sampler.score(torch.empty(0, 9), np.empty(0, np.int32))) == 0
 
 
 def test_types_are_those_of_the_contract(sampler):
     token, log_probability, finite = sampler.sample(torch.randn(2, 9).bfloat16(), options(2), positions(2), 9)
     assert (token.dtype, log_probability.dtype, finite.dtype) == (np.int32, np.float32, np.bool_)
-    assert sampler.score(torch.randn(2, 9), np.array([1, 2], np.int32), 9).dtype == np.float32
+    assert sampler.score(torch.randn(2, 9), np.array([1, 2], np.int32)).dtype == np.float32
 
 
-def test_scores_are_log_probabilities_over_the_sampleable_ids(sampler):
+def test_scores_are_log_probabilities_over_all_rows_of_the_head(sampler):
     logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(8))
-    logits[:, 10:] = 30.0
     logits[3, 4] = torch.nan
     target = np.array([0, 9, 5, 2, 11], np.int32)
-    found = sampler.score(logits, target, 10)
-    model = logits[:, :10].double().log_softmax(-1)
-    expected = [model[0, 0], model[1, 9], model[2, 5]]
-    np.testing.assert_allclose(found[:3], [float(value) for value in expected], atol=1e-6)
+    found = sampler.score(logits, target)
+    model = logits.double().log_softmax(-1)[np.arange(5), target].numpy()
+    np.testing.assert_allclose(found[[0, 1, 2, 4]], model[[0, 1, 2, 4]], atol=1e-6)
     assert np.isnan(found[3])
-    assert found[4] == -np.inf

@@ -25,6 +25,7 @@ from tramontane.cluster.ray_start import check_temporary_folder
 from tramontane.cluster.serve import serve
 from tramontane.cluster.site import configured_secret
 from tramontane.cluster.spec import ServiceSpec
+from tramontane.stages.folder import SMALL_FILES
 
 OPTIONS = ServeOptions(
     model_dir=None,
@@ -218,7 +219,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.model"],
+    ["model.safetensors", "model.safetensors.index.json", *SMALL_FILES],
 )
 @pytest.mark.parametrize("what", ["pipe", "device"])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str, what: str) -> None:
@@ -261,6 +262,28 @@ def test_the_secret_of_links_comes_from_the_environment_or_a_file_of_its_own(tmp
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(ValueError, match=r"TRAMONTANE_SECRET_FILE is .*, which is empty"):
         configured_secret(both)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "there is no tokenizer.model: the model takes and gives token ids, no text"),
+        (["tekken.json"], "there is no tokenizer.model (tekken.json: not supported): the model takes and gives"),
+        (["tokenizer.model.v3", "tokenizer.json"], "no tokenizer.model (tokenizer.json, tokenizer.model.v3: not supp"),
+    ],
+)
+def test_a_folder_that_takes_no_text_is_said_so(tmp_path: Path, files: list[str], said: str) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM")
+    for name in files:
+        (folder / name).write_text("{}")
+    (remark,) = read_model(replace(OPTIONS, model_dir=folder)).remarks
+    assert said in remark
+
+
+def test_code_of_a_model_s_own_is_said_not_to_run(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "MistralForCausalLM", tokenizer=True, auto_map={"AutoModel": "modeling.Mine"})
+    remarks = read_model(replace(OPTIONS, model_dir=folder)).remarks
+    assert remarks == ("config.json names code of its own (auto_map), which is not run",)
 
 
 def test_spare_rows_of_the_embedding_are_not_sampled(tmp_path: Path) -> None:

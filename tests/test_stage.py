@@ -57,13 +57,27 @@ def test_nothing_wanted_nothing_answered(folder):
     assert [len(each) for each in (result.token, result.log_probability, result.finite, result.score)] == [0] * 4
 
 
-def test_spare_ids_are_never_sampled(folder):
+def test_ids_that_no_file_names_are_never_sampled_and_keep_their_probability(folder):
     logits = forward(random_tensors(EXAMPLE), EXAMPLE, PROMPT[:8])[-1]
-    best = int(logits.argmax())
-    stage = Stage.load(EXAMPLE, folder, range(4), dtype="float32", device="cpu", sampleable_ids=best)
-    driven = Drive([stage], make_layout(EXAMPLE, chunk=8, block=4))
-    result = driven.step(driven.microbatch((driven.sequence(PROMPT), 8), sampled=greedy_rows([7])))
-    assert result.token.tolist() == [int(logits[:best].argmax())]
+    first, second, third = logits.argsort(descending=True)[:3].tolist()
+    for sampleable, unnamed, expected in (
+        (first, [], int(logits[:first].argmax())),
+        (EXAMPLE.vocab, [first], second),
+        (EXAMPLE.vocab, [first, second], third),
+    ):
+        stage = Stage.load(
+            EXAMPLE,
+            folder,
+            range(4),
+            dtype="float32",
+            device="cpu",
+            sampleable_ids=sampleable,
+            unnamed_ids=unnamed,
+        )
+        driven = Drive([stage], make_layout(EXAMPLE, chunk=8, block=4))
+        result = driven.step(driven.microbatch((driven.sequence(PROMPT), 8), sampled=greedy_rows([7])))
+        assert result.token.tolist() == [expected]
+        assert result.log_probability[0] == pytest.approx(float(logits.log_softmax(-1)[expected]), abs=1e-4)
 
 
 def test_a_stage_reads_only_its_own_tensors(folder):

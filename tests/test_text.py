@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_pipeline import LOG_PROBABILITY, tiny_model, tiny_tokenizer, tiny_tokenizer_bytes
+from fake_pipeline import (
+    LOG_PROBABILITY,
+    tiny_model,
+    tiny_tokenizer,
+    tiny_tokenizer_bytes,
+    tiny_vocabulary,
+    vocabulary_of,
+)
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -53,9 +60,9 @@ def tokenizer_of(kind: str) -> Tokenizer:
 def test_text_comes_back_as_sentencepiece_gives_it_back(kind, text):
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode(text, add_bos=True)
-    assert detokenize(tokenizer, ids, continuation=False) == tokenizer.decode(ids)
+    assert detokenize(vocabulary_of(tokenizer), ids, continuation=False) == tokenizer.decode(ids)
     if kind == "as our own":
-        assert detokenize(tokenizer, ids, continuation=False) == text.replace("▁", " ")
+        assert detokenize(vocabulary_of(tokenizer), ids, continuation=False) == text.replace("▁", " ")
 
 
 @settings(deadline=None)
@@ -65,7 +72,7 @@ def test_any_ids_that_make_valid_text_give_sentencepiece_s_text(kind, ids):
     known = [token for token in ids if token < tokenizer.size]
     theirs = tokenizer.decode(known)
     assume("\N{REPLACEMENT CHARACTER}" not in theirs)
-    assert detokenize(tokenizer, ids, continuation=False) == theirs
+    assert detokenize(vocabulary_of(tokenizer), ids, continuation=False) == theirs
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -75,8 +82,9 @@ def test_spaces_at_the_beginning_go_where_sentencepiece_lets_them_go(kind):
     spaced = next(token for token in tokenizer.spaced if len(tokenizer.surfaces[token]) > 1)
     byte = next(token for token in range(tokenizer.size) if tokenizer.surfaces[token] == b" " and token != bare)
     letter = next(token for token in range(300, tokenizer.size) if tokenizer.surfaces[token].isalpha())
+    vocabulary = vocabulary_of(tokenizer)
     for ids in itertools.product((bare, spaced, byte, letter, 0, 1), repeat=3):
-        assert detokenize(tokenizer, ids, continuation=False) == tokenizer.decode(ids), ids
+        assert detokenize(vocabulary, ids, continuation=False) == tokenizer.decode(ids), ids
 
 
 @settings(deadline=None)
@@ -85,15 +93,16 @@ def test_a_continuation_joins_its_beginning(kind, beginning, rest):
     tokenizer = tokenizer_of(kind)
     head, tail = tokenizer.encode(beginning, add_bos=False), tokenizer.encode(rest, add_bos=False)
     assume(tokenizer.decode(head))
-    joined = detokenize(tokenizer, head, continuation=False) + detokenize(tokenizer, tail, continuation=True)
+    vocabulary = vocabulary_of(tokenizer)
+    joined = detokenize(vocabulary, head, continuation=False) + detokenize(vocabulary, tail, continuation=True)
     assert joined == tokenizer.decode(head + tail)
 
 
 def test_a_continuation_keeps_its_space_and_a_beginning_does_not():
     tokenizer = tiny_tokenizer()
     ids = tokenizer.encode("summer", add_bos=False)
-    assert detokenize(tokenizer, ids, continuation=True) == " summer"
-    assert detokenize(tokenizer, ids, continuation=False) == "summer"
+    assert detokenize(vocabulary_of(tokenizer), ids, continuation=True) == " summer"
+    assert detokenize(vocabulary_of(tokenizer), ids, continuation=False) == "summer"
 
 
 @settings(deadline=None)
@@ -111,29 +120,30 @@ def test_the_embedded_model_s_tokenizer(embedded_dir):
     text = "ROMEO:\nBut soft! <s> what light </s> \N{EURO SIGN}  breaks?"
     ids = tokenizer.encode(text, add_bos=True)
     assert [ids.count(special) for special in (tokenizer.bos_id, tokenizer.eos_id)] == [1, 0]
-    assert detokenize(tokenizer, ids, continuation=False) == tokenizer.decode(ids) == text
+    assert detokenize(vocabulary_of(tokenizer), ids, continuation=False) == tokenizer.decode(ids) == text
 
 
 def test_a_character_waits_for_its_last_byte():
-    text = CompletionText(tiny_tokenizer(), stop_strings=(), stop_ids=(2,), min_tokens=0)
+    text = CompletionText(tiny_vocabulary(), stop_strings=(), stop_ids=(2,), min_tokens=0)
     assert [text.push(token) for token in EURO] == ["", "", "\N{EURO SIGN}"]
 
 
 def test_a_cut_character_becomes_a_replacement_character_at_the_end():
-    text = CompletionText(tiny_tokenizer(), stop_strings=(), stop_ids=(2,), min_tokens=0)
+    text = CompletionText(tiny_vocabulary(), stop_strings=(), stop_ids=(2,), min_tokens=0)
     assert [text.push(token) for token in [*EURO[:2], 2]] == ["", "", ""]
     assert text.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_control_ids_and_spare_rows_print_nothing():
-    assert detokenize(tiny_tokenizer(), [1, 2, 3, 399], continuation=True) == ""
+    assert detokenize(tiny_vocabulary(), [1, 2, 3, 399], continuation=True) == ""
 
 
 def test_the_text_of_a_stop_id_is_left_out():
     tokenizer = tiny_tokenizer()
     *before, last = tokenizer.encode("a summer", add_bos=False)
-    text = CompletionText(tokenizer, stop_strings=(), stop_ids=(last,), min_tokens=0)
-    assert "".join(map(text.push, [*before, last])) + text.finish() == detokenize(tokenizer, before, continuation=True)
+    vocabulary = vocabulary_of(tokenizer)
+    text = CompletionText(vocabulary, stop_strings=(), stop_ids=(last,), min_tokens=0)
+    assert "".join(map(text.push, [*before, last])) + text.finish() == detokenize(vocabulary, before, continuation=True)
 
 
 def test_the_example_of_the_docstring():
@@ -179,12 +189,12 @@ def test_stop_strings_are_found_as_by_reading_character_by_character(pieces, str
 
 
 def test_a_stop_string_counts_from_the_token_at_min_tokens_on():
-    tokenizer = tiny_tokenizer()
+    tokenizer, vocabulary = tiny_tokenizer(), tiny_vocabulary()
     once = len(tokenizer.encode("one two,", add_bos=False))
     ids = tokenizer.encode("one two, one two,", add_bos=False)
     assert ids[:once] == tokenizer.encode("one two,", add_bos=False)
     for min_tokens, expected in ((once - 1, " one "), (once, " one two, one ")):
-        text, sent = CompletionText(tokenizer, stop_strings=("two,",), stop_ids=(), min_tokens=min_tokens), ""
+        text, sent = CompletionText(vocabulary, stop_strings=("two,",), stop_ids=(), min_tokens=min_tokens), ""
         while not text.stopped:
             sent += text.push(ids[text.tokens])
         assert sent + text.finish() == expected
@@ -243,7 +253,7 @@ def test_any_cutting_into_messages_gives_the_same_completion(ids, cuts, strings,
     whole = run_cut(ids, set(), request)
     assert run_cut(ids, cuts, request) == run_cut(ids, set(range(1, len(ids))), request) == whole
     text, out, reason = whole
-    everything = detokenize(tiny_tokenizer(), out, continuation=True)
+    everything = detokenize(tiny_vocabulary(), out, continuation=True)
     if reason == pb.LENGTH:
         assert (text, out) == (everything, ids)
     else:
@@ -290,11 +300,3 @@ def test_the_configuration_s_bos_goes_before_the_tokenizer_s(tmp_path):
         tokenizer = Tokenizer.load(tmp_path, replace(config, bos_id=bos_id))
         assert tokenizer is not None
         assert tokenizer.encode("a", add_bos=True)[0] == expected
-
-
-def test_the_tokenizer_s_eos_serves_where_the_configuration_has_none():
-    model = tiny_model(tokenizer=tiny_tokenizer())
-    assert model.eos_ids == (2,)
-    assert replace(model, config=replace(model.config, eos_ids=())).eos_ids == (2,)
-    assert replace(model, config=replace(model.config, eos_ids=(7, 8))).eos_ids == (7, 8)
-    assert replace(tiny_model(), config=replace(model.config, eos_ids=())).eos_ids == ()

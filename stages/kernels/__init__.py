@@ -113,7 +113,7 @@ class Kernels(Protocol):
     ) -> tuple[Int32Array, Float32Array, BoolArray]:
         """Choose each row's next token; `sampler.sample`, which is good enough for any set, says how."""
 
-    def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
+    def score(self, logits_KV: Tensor, target_K: Int32Array) -> Float32Array:
         """Log probability of each row's target, as `sampler.score`."""
 
 

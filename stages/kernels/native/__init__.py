@@ -274,8 +274,8 @@ class NativeKernels:
     ) -> tuple[Int32Array, Float32Array, BoolArray]:
         return sampling.sample(self._head, logits_MV, rows, position_M, sampleable_ids)
 
-    def score(self, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
-        return sampling.score(self._head, logits_KV, target_K, sampleable_ids)
+    def score(self, logits_KV: Tensor, target_K: Int32Array) -> Float32Array:
+        return sampling.score(self._head, logits_KV, target_K)
 
 
 def _frequency(config: ModelConfig) -> Float32Array:

@@ -58,7 +58,7 @@ typedef struct {
 
 // How rows of logits are sampled; unset options have their neutral value (temperature 0 is greedy, top_k 0, top_p 1).
 typedef struct {
-    int32_t rows, ids;              // M, and how many ids may be sampled
+    int32_t rows, ids, vocabulary;  // M; how many ids may be sampled, and of how many
     int64_t stride;                 // numbers from one row of logits to the next
     const float* temperature;       // [M] each
     const int32_t* top_k;

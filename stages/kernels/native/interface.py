@@ -64,6 +64,7 @@ class Sampling(Structure):
     _fields_: ClassVar = [
         ("rows", c_int32),
         ("ids", c_int32),
+        ("vocabulary", c_int32),
         ("stride", c_int64),
         *((name, c_void_p) for name in ("temperature", "top_k", "top_p", "min_p", "noise", "banned", "banned_count")),
     ]

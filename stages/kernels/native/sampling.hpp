@@ -213,11 +213,11 @@ private:
 /// Choose a row's token; `allowed` is memory for its logits. [ids]
 inline void sample_row(const Sampling& sampling, int32_t row, int32_t first_banned, const float* logits, const Urn& urn,
                        float* allowed, const Sampled& to) {
-    const int32_t ids = sampling.ids;
-    const Peak peak(logits, ids);
+    const int32_t ids = sampling.ids, vocabulary = sampling.vocabulary;
     to.token[row] = 0, to.log_probability[row] = 0, to.finite[row] = 0;
-    if (!all_finite(logits, ids)) return;
-    Peak best = peak;
+    if (!all_finite(logits, vocabulary)) return;
+    Peak best(logits, ids);
+    const float most = ids == vocabulary ? best.most : Peak(logits, vocabulary).most;
     const float* from = logits;
     if (sampling.banned_count[row]) {
         std::memcpy(allowed, logits, ids * sizeof(float));
@@ -233,7 +233,7 @@ inline void sample_row(const Sampling& sampling, int32_t row, int32_t first_bann
                          {sampling.temperature[row], sampling.top_p[row], sampling.min_p[row], sampling.top_k[row],
                           sampling.noise[row]});
     to.token[row] = token;
-    to.log_probability[row] = float(logits[token] - log_sum(logits, ids, peak.most));
+    to.log_probability[row] = float(logits[token] - log_sum(logits, vocabulary, most));
     to.finite[row] = 1;
 }
 

@@ -43,41 +43,41 @@ def sample(
     assert all(len(array) == count for array in (*given[:5], given[6])), "options of other rows"
     assert len(given[5]) == given[6].sum(), "banned ids of other rows"
     assert not len(rows.banned) or rows.banned.min() >= 0, "a banned id below 0"
+    vocabulary = logits_MV.shape[1]
     sampling = interface.Sampling(
-        count, _ids(logits_MV, sampleable_ids), logits_MV.stride(0), *(array.ctypes.data for array in given)
+        count,
+        min(sampleable_ids, vocabulary),
+        vocabulary,
+        logits_MV.stride(0),
+        *(array.ctypes.data for array in given),
     )
     sampled = interface.Sampled(token.ctypes.data, log_probability.ctypes.data, finite.ctypes.data)
     engine.call("sample", ctypes.byref(sampling), logits_MV.data_ptr(), ctypes.byref(sampled))
     return token, log_probability, finite
 
 
-def score(engine: Engine, logits_KV: Tensor, target_K: Int32Array, sampleable_ids: int) -> Float32Array:
+def score(engine: Engine, logits_KV: Tensor, target_K: Int32Array) -> Float32Array:
     """As `stages.sampler.score`."""
     scores = np.empty(len(target_K), np.float32)
     if not len(scores):
         return scores
     logits_KV = _rows(logits_KV)
-    ids = _ids(logits_KV, sampleable_ids)
-    assert target_K.min() >= 0, "a target below 0"
-    known = target_K < ids
-    target = np.ascontiguousarray(np.where(known, target_K, 0), np.int32)
+    vocabulary = logits_KV.shape[1]
+    assert 0 <= target_K.min() <= target_K.max() < vocabulary, f"targets {target_K} of {vocabulary}"
+    target = np.ascontiguousarray(target_K, np.int32)
     engine.call(
         "score",
         len(scores),
-        ids,
+        vocabulary,
         logits_KV.stride(0),
         logits_KV.data_ptr(),
         target.ctypes.data,
         scores.ctypes.data,
     )
-    return np.where(known, scores, np.float32(-np.inf))
+    return scores
 
 
 def _rows(logits: Tensor) -> Tensor:
     """Float32, with each row's numbers side by side."""
     logits = logits.float()
     return logits if logits.stride(-1) == 1 else logits.contiguous()
-
-
-def _ids(logits: Tensor, sampleable_ids: int) -> int:
-    return min(sampleable_ids, logits.shape[1])
