@@ -30,7 +30,7 @@ from tramontane.stages.kv_pool import Binding, KVPool, StaleEpoch
 from tramontane.stages.microbatch import Int32Array, Microbatch, StepResult
 from tramontane.stages.result import asked_rows, choose
 from tramontane.stages.variants import KernelChoice
-from tramontane.stages.weights import TORCH_DTYPES, WeightReader
+from tramontane.stages.weights import WeightReader
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ class Stage:
         span: range,
         kernels: Kernels,
         *,
-        dtype: str,
         device: str,
         embedding: PackedEmbedding | None,
         layers: dict[int, PackedLayer],
@@ -66,7 +65,6 @@ class Stage:
         self.epoch = 0
         """The highest epoch bound; 0 before any."""
         self._kernels = kernels
-        self._dtype = TORCH_DTYPES[dtype]
         self._pinned = torch.device(device).type == "cuda"
         self._embedding = embedding
         self._layers = layers
@@ -108,7 +106,6 @@ class Stage:
             config,
             span,
             chosen,
-            dtype=dtype,
             device=device,
             embedding=chosen.pack_embedding(reader.embedding()) if is_first else None,
             layers={index: chosen.pack_layer(reader.layer(index)) for index in span},
@@ -164,7 +161,7 @@ class Stage:
                 f"there is no memory for the keys and values of layers {self.span.start} to {self.span.stop - 1}, "
                 f"{layout.pool_blocks} blocks: {error}; --kv-memory and --max-context change it"
             ) from error
-        row_bytes = self.config.dim * self._dtype.itemsize
+        row_bytes = self.config.dim * self._kernels.row_dtype.itemsize
         self._inbox = None if self.is_first else Inbox(max_tokens, row_bytes, self._pinned)
 
     def inbox(self, tokens: int) -> memoryview:
@@ -234,13 +231,14 @@ class Stage:
         """The rows of the oldest buffer handed out, copied out of it. [T, D]"""
         buffer, received = inbox.take()
         assert received == tokens, f"{received} rows were received for a microbatch of {tokens} tokens"
-        size = tokens * self.config.dim * self._dtype.itemsize
-        rows_TD = self._kernels.enter(buffer[:size].view(self._dtype).view(tokens, self.config.dim))
+        dim, row_dtype = self.config.dim, self._kernels.row_dtype
+        size = tokens * dim * row_dtype.itemsize
+        rows_TD = self._kernels.enter(buffer[:size].view(row_dtype).view(tokens, dim))
         inbox.give_back(buffer)
         return rows_TD
 
     def _bytes(self, rows_TD: Tensor) -> memoryview:
-        """The rows as they travel, in memory of their own: T x D values of the model's dtype."""
+        """The rows as they travel, in memory of their own: T x D values of the kernels' `row_dtype`."""
         return self._kernels.leave(rows_TD).view(torch.uint8).numpy().data.cast("B")
 
     def _result(self, microbatch: Microbatch, rows_TD: Tensor) -> StepResult:

@@ -50,8 +50,8 @@ class Block(NamedTuple):
 class Kernels(Protocol):
     """What computes the blocks of a decoder on one device.
 
-    Rows enter and leave `attention` and `experts` holding values of the model's dtype, so that a model cut into stages
-    gives the same bits as the whole.
+    Rows enter and leave `attention` and `experts` holding values of `row_dtype`, in which they travel, so that a model
+    cut into stages gives the same bits as the whole.
     """
 
     @property
@@ -61,6 +61,10 @@ class Kernels(Protocol):
     @property
     def row_invariant(self) -> bool:
         """Whether a row's bits depend neither on its company nor on how its prompt was cut into chunks."""
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """What rows hold between blocks and between stages."""
 
     @property
     def torch_computes(self) -> bool:
@@ -88,10 +92,10 @@ class Kernels(Protocol):
         """The rows [T, D] that enter layer 0."""
 
     def enter(self, rows_TD: Tensor) -> Tensor:
-        """A copy of rows that another stage sent, in the model's dtype on the CPU, as the blocks take them."""
+        """A copy of rows that another stage sent, in `row_dtype` on the CPU, as the blocks take them."""
 
     def leave(self, rows_TD: Tensor) -> Tensor:
-        """Rows as they travel: the model's dtype, contiguous, on the CPU."""
+        """Rows as they travel: `row_dtype`, contiguous, on the CPU."""
 
     def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: Plan, storage: KVStorage, index: int) -> Tensor:
         """Norm, queries, keys and values, RoPE, KV write, attention, output product, residual.

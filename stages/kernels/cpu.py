@@ -93,6 +93,7 @@ class CpuKernels:
         self._frequency = 1.0 / config.rope_theta**exponent
         self.name = f"cpu-{'plain' if products.PACKED is None else 'onednn'}-{dtype}{'-widened' if widened else ''}"
         self.row_invariant = False
+        self.row_dtype = self._dtype
         self.torch_computes = True
         if widened:
             log.info(

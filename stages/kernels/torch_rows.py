@@ -21,7 +21,7 @@ class TorchRows:
 
     def __init__(self, config: ModelConfig, dtype: str, device: str) -> None:
         self._config = config
-        self._dtype = TORCH_DTYPES[dtype]
+        self._dtype = self.row_dtype = TORCH_DTYPES[dtype]
         self._device = torch.device(device)
 
     def pack_embedding(self, embedding_VD: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 from tramontane.stages.config import ModelConfig
 
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 34 / 32}
+"""int8: 32 weights share a scale of 2 bytes."""
 KV_BYTES = {"float32": 4, "bfloat16": 2}
 
 

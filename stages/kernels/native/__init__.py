@@ -3,6 +3,7 @@
     vectors.hpp    a vector of 8 or 16 floats
     amx.hpp        products by AMX, for CPUs that have it
     tiles.hpp      how weights lie; the tile, the innermost loop of products; the step that attention shares
+    groups.hpp     the same for 8 bits, in groups that share a scale
     products.hpp   products of some rows with a matrix, the norm
     cache.hpp      how keys and values lie
     attend.hpp     attention of some query rows
@@ -20,9 +21,10 @@ A step calls no torch operator that works on several threads: after it they woul
 A variant is a build of all this for some instructions. Each matrix, attention, experts and head, may have another one
 (`stages/variants.py`): nothing but rows passes between them.
 
-Rows between the calls are float32 that hold values of the model's dtype. With bfloat16 the inputs of each product are
-rounded to bfloat16, and so are rows, keys and values. With int8 a matrix has one scale an output, and each row that
-enters a product is quantised by its own largest value; the gate stays float32.
+Rows are float32, between the calls and between stages, and so is all arithmetic on them. What is rounded are weights
+and the inputs of products. With bfloat16: to bfloat16, and so are queries, keys, values and the weights of attention.
+With int8 (groups.hpp): every 32 neighbouring inputs, of each output and of each row, to whole numbers of -127 .. 127 by
+the largest of them; keys and values as the model's dtype says. The gate and norms stay float32.
 
 Letters: T rows, D dim, H query heads, K KV heads, hd head_dim, F ffn_dim, E experts, M some rows, V vocabulary.
 """
@@ -128,6 +130,7 @@ class NativeKernels:
         _, compiler = build.find_compiler()
         self.name = f"native-{variants}-{numbers_of(dtype, quantize)}@{build.source_digest()[:8]} {compiler}"
         self.row_invariant = True
+        self.row_dtype = torch.float32
         self.torch_computes = False
 
     def pack_embedding(self, embedding_VD: Tensor) -> Tensor:
@@ -218,12 +221,7 @@ class NativeKernels:
         return to_TD
 
     def leave(self, rows_TD: Tensor) -> Tensor:
-        rows_TD = rows_TD.contiguous()
-        if self._dtype == torch.float32:
-            return rows_TD
-        narrow_TD = torch.empty_like(rows_TD, dtype=self._dtype)
-        self._experts.call("narrow", rows_TD.data_ptr(), *rows_TD.shape, narrow_TD.data_ptr())
-        return narrow_TD
+        return rows_TD.contiguous()
 
     def attention(self, layer: PackedLayer, rows_TD: Tensor, plan: NativePlan, storage: Tensor, index: int) -> Tensor:
         block = _block(Block(layer, plan, storage, index))

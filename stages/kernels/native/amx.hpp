@@ -40,6 +40,7 @@ public:
     /// Weights of so many words from here on; what the tiles hold is lost.
     void shape(int words) {
         const TileShapes shapes(words);
+        asm volatile("" ::"r"(&shapes) : "memory");  // GCC thinks that the next line reads eight bytes of it
         _tile_loadconfig(&shapes);
     }
 };

@@ -24,12 +24,6 @@ inline void rotate(float* heads, int count, const float* cosines, const float* s
         }
 }
 
-template <class Value>
-void round_row(float* row, int64_t count) {
-    if constexpr (sizeof(Value) == sizeof(bfloat16))
-        for (int64_t place = 0; place < count; ++place) row[place] = to_float(to_bfloat16(row[place]));
-}
-
 /// cos and sin of each row's angles. [T, hd / 2] each
 struct Rotation {
     float *cosines, *sines;
@@ -106,12 +100,11 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Va
     const int32_t keys_at = int32_t(memory.width), kv_width = shape.kv_heads * shape.head_dim;
     team.share(rows, [&](int row) {
         float* normed = memory.normed_rows + int64_t(row) * dim;
-        norm<Value>(normed, from + int64_t(row) * dim, layer.attention_norm, dim, shape.norm_eps);
+        norm(normed, from + int64_t(row) * dim, layer.attention_norm, dim, shape.norm_eps);
         memory.normed.prepare(row, normed);
     });
     product(team, layer.qkv, memory.normed, rows, [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {
-        for (int vector = 0; vector < VECTORS; ++vector)
-            store(memory.qkv + row * memory.stride + first + vector * WIDTH, rounded_as<Value>(values[vector]));
+        std::memcpy(memory.qkv + row * memory.stride + first, values, sizeof values);
     });
     // The ring has room for window and chunk, so writing first and reading after is exact.
     team.share(rows, [&](int row) {
@@ -120,7 +113,6 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Va
         const int32_t position = step.pieces.position_of(row, piece);
         rotate(qkv, shape.heads + shape.kv_heads, rotation.cosines + int64_t(row) * rotation.half,
                       rotation.sines + int64_t(row) * rotation.half, shape.head_dim);
-        round_row<Value>(qkv, keys_at + kv_width);
         write_row(cache, step.layout, shape, step.pieces.block_of(piece, position), position % step.pieces.plan.block,
                   qkv + keys_at, qkv + keys_at + kv_width);
     });
@@ -142,8 +134,7 @@ void attention(Team& team, const Shape& shape, const Layer& layer, const Step<Va
                 const float* residual = from + int64_t(row) * dim;
                 for (int vector = 0; vector < VECTORS && first + vector * WIDTH < dim; ++vector) {
                     const int32_t place = first + vector * WIDTH;
-                    const Floats sum = rounded_as<Value>(values[vector]) + load_within(residual, place, dim);
-                    store_within(to + int64_t(row) * dim, place, dim, rounded_as<Value>(sum));
+                    store_within(to + int64_t(row) * dim, place, dim, values[vector] + load_within(residual, place, dim));
                 }
             });
 }

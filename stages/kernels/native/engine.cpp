@@ -27,43 +27,25 @@ auto with_weights(int32_t weights, Body&& body) {
     return body(Int8());
 }
 
-void put(float& word_input, Float32, float value, float) { word_input = value; }
-void put(bfloat16& word_input, BFloat16, float value, float) { word_input = to_bfloat16(value); }
-void put(int8_t& word_input, Int8, float value, float scale) {
-    word_input = int8_t(Int8::quantised(all(value), all(scale))[0]);
-}
+void put(float& word_input, float value) { word_input = value; }
+void put(bfloat16& word_input, float value) { word_input = to_bfloat16(value); }
 
 template <class Weights>
-struct InWord { using type = float; };
-template <>
-struct InWord<BFloat16> { using type = bfloat16; };
-template <>
-struct InWord<Int8> { using type = int8_t; };
+using InWord = std::conditional_t<Weights::KIND == WEIGHTS_FLOAT32, float, bfloat16>;
 
 /// Lay out a matrix whose output `number` is at row(number), null where it is padding.
 template <class Weights, class Row>
 void pack(int32_t outputs, int32_t inputs, Row&& row, void* to) {
-    using Input = typename InWord<Weights>::type;
     constexpr int PER_WORD = Weights::PER_WORD;
     const int64_t words = words_of<Weights>(inputs), panels = (outputs + COLUMNS - 1) / COLUMNS;
-    auto* values = static_cast<Input*>(to);
-    auto* scales = reinterpret_cast<float*>(static_cast<uint32_t*>(to) + panels * words * COLUMNS);
-    auto* corrections = reinterpret_cast<int32_t*>(scales + panels * COLUMNS);
+    auto* values = static_cast<InWord<Weights>*>(to);
     std::memset(to, 0, panels * words * COLUMNS * 4);
     for (int64_t output = 0; output < panels * COLUMNS; ++output) {
         const float* from = row(output);
-        float scale = 1;
-        if constexpr (Weights::KIND == WEIGHTS_INT8) {
-            scales[output] = scale = Int8::scale_of(from ? Int8::largest(from, inputs) : 0);
-            corrections[output] = 0;
-        }
         if (!from) continue;
-        Input* panel = values + output / COLUMNS * words * COLUMNS * PER_WORD;
-        for (int32_t input = 0; input < inputs; ++input) {
-            Input& place = panel[(input / PER_WORD * COLUMNS + output % COLUMNS) * PER_WORD + input % PER_WORD];
-            put(place, Weights(), from[input], scale);
-            if constexpr (Weights::KIND == WEIGHTS_INT8) corrections[output] += Int8::SHIFT * place;
-        }
+        auto* panel = values + output / COLUMNS * words * COLUMNS * PER_WORD;
+        for (int32_t input = 0; input < inputs; ++input)
+            put(panel[(input / PER_WORD * COLUMNS + output % COLUMNS) * PER_WORD + input % PER_WORD], from[input]);
     }
 }
 
@@ -95,22 +77,26 @@ void tramontane_destroy(Engine* engine) { delete engine; }
 
 int64_t tramontane_packed_bytes(int32_t weights, int32_t outputs, int32_t inputs, int32_t interleaved) {
     const int64_t panels = interleaved ? (outputs + HALF - 1) / HALF : (outputs + COLUMNS - 1) / COLUMNS;
-    const int64_t words = with_weights(weights, [&](auto kind) { return words_of<decltype(kind)>(inputs); });
-    return panels * COLUMNS * 4 * (words + (weights == WEIGHTS_INT8 ? 2 : 0));
+    return panels * 4 * with_weights(weights, [&](auto kind) { return panel_words<decltype(kind)>(inputs); });
 }
 
 void tramontane_pack(int32_t weights, const float* first, const float* second, int32_t outputs, int32_t inputs,
                      void* panels) {
     with_weights(weights, [&](auto kind) {
-        using Weights = decltype(kind);
+        const auto pack_rows = [&](int32_t count, auto&& row) {
+            if constexpr (decltype(kind)::KIND == WEIGHTS_INT8)
+                pack_groups(count, inputs, row, static_cast<uint32_t*>(panels));
+            else
+                pack<decltype(kind)>(count, inputs, row, panels);
+        };
         if (!second)
-            return pack<Weights>(outputs, inputs, [&](int64_t output) {
+            return pack_rows(outputs, [&](int64_t output) {
                 return output < outputs ? first + output * inputs : nullptr;
-            }, panels);
-        pack<Weights>(int32_t(rounded_up(outputs, HALF)) * 2, inputs, [&](int64_t output) {
+            });
+        pack_rows(int32_t(rounded_up(outputs, HALF)) * 2, [&](int64_t output) {
             const int64_t place = output % COLUMNS, mine = output / COLUMNS * HALF + place % HALF;
             return mine < outputs ? (place < HALF ? first : second) + mine * inputs : nullptr;
-        }, panels);
+        });
     });
 }
 
@@ -152,11 +138,11 @@ void tramontane_attention(Engine* engine, int32_t threads, const Shape* shape, c
 
 void tramontane_experts(Engine* engine, int32_t threads, const Shape* shape, const Layer* layer, int32_t rows,
                         const float* from, float* to) {
-    with_types(*shape, [&](auto weights, auto value) {
+    with_weights(shape->weights, [&](auto weights) {
         engine->arena.reset();
-        const ExpertsMemory<decltype(weights), decltype(value)> memory(engine->arena, *shape, rows);
+        const ExpertsMemory<decltype(weights)> memory(engine->arena, *shape, rows);
         engine->run(threads, [&](Team& team) {
-            experts<decltype(weights), decltype(value)>(team, *shape, *layer, rows, memory, from, to);
+            experts(team, *shape, *layer, rows, memory, from, to);
         });
     });
 }
@@ -181,7 +167,7 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
         for (const Plan* plan : plans) steps.emplace_back(arena, *shape, *plan, threads);
         const Rotation rotation(arena, *shape, rows);
         const AttentionMemory<Weights> attention_memory(arena, *shape, rows);
-        const ExpertsMemory<Weights, Value> experts_memory(arena, *shape, rows);
+        const ExpertsMemory<Weights> experts_memory(arena, *shape, rows);
         engine->run(threads, [&](Team& team) {
             const Pieces& pieces = steps[0].pieces;
             team.share(rows, [&](int row) {
@@ -191,7 +177,7 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
                 const Block& block = blocks[number];
                 attention(team, *shape, *block.layer, steps[step_of[number]], rotation,
                           static_cast<Value*>(block.cache), attention_memory, number ? to : from, to);
-                experts<Weights, Value>(team, *shape, *block.layer, rows, experts_memory, to, to);
+                experts(team, *shape, *block.layer, rows, experts_memory, to, to);
             }
         });
     });
@@ -213,21 +199,11 @@ int32_t tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, c
     return 1;
 }
 
-void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to) {
-    engine->run(threads, [&](Team& team) {
-        team.share(rows, [&](int row) {
-            for (int64_t place = int64_t(row) * dim; place < int64_t(row + 1) * dim; ++place)
-                to[place] = to_bfloat16(from[place]).bits;
-        });
-    });
-}
-
 int32_t tramontane_head(Engine* engine, int32_t threads, const Shape* shape, const float* norm_weight,
                         const Matrix* head, int32_t rows, const float* from, int32_t from_rows, const int32_t* numbers,
                         float* logits) {
     if (numbers && !all_below(numbers, rows, from_rows)) return 0;
-    with_types(*shape, [&](auto weights, auto value) {
-        using Value = decltype(value);
+    with_weights(shape->weights, [&](auto weights) {
         const int32_t dim = shape->dim;
         engine->arena.reset();
         const Operands<decltype(weights)> operands(engine->arena, rows, dim);
@@ -235,13 +211,13 @@ int32_t tramontane_head(Engine* engine, int32_t threads, const Shape* shape, con
         engine->run(threads, [&](Team& team) {
             team.share(rows, [&](int row) {
                 const float* mine = from + int64_t(numbers ? numbers[row] : row) * dim;
-                norm<Value>(normed + int64_t(row) * dim, mine, norm_weight, dim, shape->norm_eps);
+                norm(normed + int64_t(row) * dim, mine, norm_weight, dim, shape->norm_eps);
                 operands.prepare(row, normed + int64_t(row) * dim);
             });
             product(team, *head, operands, rows, [&](int32_t row, int32_t first, const Floats(&values)[VECTORS]) {
                 for (int vector = 0; vector < VECTORS && first + vector * WIDTH < head->outputs; ++vector)
                     store_within(logits + int64_t(row) * head->outputs, first + vector * WIDTH, head->outputs,
-                                 rounded_as<Value>(values[vector]));
+                                 values[vector]);
             });
         });
     });

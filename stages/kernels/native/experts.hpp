@@ -11,8 +11,6 @@
 
 namespace tramontane {
 
-constexpr int HALF = COLUMNS / 2;
-
 /// Pairs of a row and an expert, grouped by expert. Letters: P = T x A pairs, E experts.
 ///
 /// Two rows that chose the experts [[2, 0], [0, 3]]:   begin = [0, 2, 2, 3, 4]   place = [2, 0, 1, 3]
@@ -65,13 +63,12 @@ struct Pairs {
 };
 
 /// The memory that experts need for any layer of a shape and some rows.
-template <class Weights, class Value>
+template <class Weights>
 struct ExpertsMemory {
     int64_t hidden_stride, outputs_stride;
     Pairs pairs;
     Operands<Weights> normed, hidden_operands;  // normed: of each row, or for AMX of each pair as they are grouped
-    float *normed_rows, *gates, *hidden;
-    Value* outputs;
+    float *normed_rows, *gates, *hidden, *outputs;
 
     ExpertsMemory(Arena& arena, const Shape& shape, int32_t rows)
         : hidden_stride(rounded_up(shape.ffn_dim, HALF)), outputs_stride(rounded_up(shape.dim, COLUMNS)),
@@ -80,7 +77,7 @@ struct ExpertsMemory {
           normed_rows(arena.take<float>(int64_t(rows) * shape.dim)),
           gates(arena.take<float>(int64_t(rows) * pairs.experts)),
           hidden(Operands<Weights>::BY_PARTS ? nullptr : arena.take<float>(pairs.count() * hidden_stride)),
-          outputs(arena.take<Value>(pairs.count() * outputs_stride)) {}
+          outputs(arena.take<float>(pairs.count() * outputs_stride)) {}
 };
 
 /// One product of every expert with its own pairs. `inputs` are the operands' numbers in the order of the grouped
@@ -109,17 +106,16 @@ void product_by_expert(Team& team, const Matrix* matrices, const Pairs& pairs, c
     team.share(units, [&](int number) {
         const Unit unit = unit_of(number), next = unit_of(team.likely_next(number, units));
         panel_product<Weights>(matrices[unit.expert], unit.panel, operands, unit.rows,
-                               Panel<Weights>(matrices[next.expert], next.panel).words,
+                               panel_of<Weights>(matrices[next.expert], next.panel),
                                [&](int index, const Floats(&values)[VECTORS]) {
             finish(unit.rows.first + index, unit.panel, values);
         });
     });
 }
 
-/// A row's gate values [E], of the gate [E, D] and the row [D], rounded as the model's dtype: a few experts at once,
-/// since one would wait for its own sum.
-template <class Value>
-void gate_row(float* gates, const float* gate, int32_t experts, const float* row, int32_t dim) {
+/// A row's gate values [E], of the gate [E, D] and the row [D]: a few experts at once, since one would wait for its own
+/// sum.
+inline void gate_row(float* gates, const float* gate, int32_t experts, const float* row, int32_t dim) {
     by_tiles<4>(experts, [&](int first, auto some) {
         constexpr int N = decltype(some)::value;
         Floats sums[N]{};
@@ -129,13 +125,13 @@ void gate_row(float* gates, const float* gate, int32_t experts, const float* row
                 sums[expert] = fma(load_within(row, place, dim), load_within(weights, place, dim), sums[expert]);
             }
         for (int expert = 0; expert < N; ++expert)
-            gates[first + expert] = rounded_as<Value>(all(sum_of_lanes(sums[expert])))[0];
+            gates[first + expert] = sum_of_lanes(sums[expert]);
     });
 }
 
-template <class Weights, class Value>
+template <class Weights>
 void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
-             const ExpertsMemory<Weights, Value>& memory, const float* from, float* to) {
+             const ExpertsMemory<Weights>& memory, const float* from, float* to) {
     const int32_t dim = shape.dim;
     const Pairs& pairs = memory.pairs;
     team.share(
@@ -143,10 +139,10 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
         [&](int row) {
             float* normed = memory.normed_rows + int64_t(row) * dim;
             float* gates = memory.gates + int64_t(row) * pairs.experts;
-            norm<Value>(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
+            norm(normed, from + int64_t(row) * dim, layer.ffn_norm, dim, shape.norm_eps);
             if constexpr (!BY_TILES<Weights>) memory.normed.prepare(row, normed);
             if (layer.gate)
-                gate_row<Value>(gates, layer.gate, pairs.experts, normed, dim);
+                gate_row(gates, layer.gate, pairs.experts, normed, dim);
             else
                 gates[0] = 0;  // a dense model's one expert is chosen for all
             pairs.choose(row, gates);
@@ -158,16 +154,14 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
         });
     product_by_expert(team, layer.gate_up, pairs, memory.normed, BY_TILES<Weights> ? nullptr : pairs.row,
                       [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
-                          for (int vector = 0; vector < VECTORS / 2; ++vector) {
-                              const Floats gate = rounded_as<Value>(values[vector]);
-                              const Floats up = rounded_as<Value>(values[vector + VECTORS / 2]);
-                              const Floats hidden = rounded_as<Value>(rounded_as<Value>(silu(gate)) * up);
-                              const int place = panel * HALF + vector * WIDTH;
-                              if constexpr (Operands<Weights>::BY_PARTS)
-                                  memory.hidden_operands.put(number, place, hidden);
-                              else
-                                  store(memory.hidden + number * memory.hidden_stride + place, hidden);
-                          }
+                          Floats hidden[HALF_VECTORS];
+                          for (int vector = 0; vector < HALF_VECTORS; ++vector)
+                              hidden[vector] = silu(values[vector]) * values[vector + HALF_VECTORS];
+                          if constexpr (Operands<Weights>::BY_PARTS)
+                              memory.hidden_operands.put(number, panel * HALF, hidden);
+                          else
+                              std::memcpy(memory.hidden + number * memory.hidden_stride + panel * HALF, hidden,
+                                          sizeof hidden);
                       });
     if constexpr (!Operands<Weights>::BY_PARTS)
         team.share(pairs.count(), [&](int number) {
@@ -175,18 +169,17 @@ void experts(Team& team, const Shape& shape, const Layer& layer, int32_t rows,
         });
     product_by_expert(team, layer.down, pairs, memory.hidden_operands, nullptr,
                       [&](int32_t number, int panel, const Floats(&values)[VECTORS]) {
-                          Value* outputs = memory.outputs + number * memory.outputs_stride + panel * COLUMNS;
-                          for (int vector = 0; vector < VECTORS; ++vector)
-                              store(outputs + vector * WIDTH, rounded_as<Value>(values[vector]));
+                          std::memcpy(memory.outputs + number * memory.outputs_stride + panel * COLUMNS, values,
+                                      sizeof values);
                       });
     team.share(rows, [&](int row) {
         for (int32_t place = 0; place < dim; place += WIDTH) {
             Floats sum = load_within(from + int64_t(row) * dim, place, dim);
             for (int32_t pair = row * pairs.chosen; pair < (row + 1) * pairs.chosen; ++pair) {
-                const Value* outputs = memory.outputs + pairs.place[pair] * memory.outputs_stride;
+                const float* outputs = memory.outputs + pairs.place[pair] * memory.outputs_stride;
                 sum = fma(all(pairs.weight[pair]), load(outputs + place), sum);
             }
-            store_within(to + int64_t(row) * dim, place, dim, rounded_as<Value>(sum));
+            store_within(to + int64_t(row) * dim, place, dim, sum);
         }
     });
 }

@@ -109,7 +109,6 @@ void tramontane_blocks(Engine* engine, int32_t threads, const Shape* shape, cons
 // null. `widen` returns 1; or 0, and nothing done, where one of `numbers` is not in 0 .. `from_rows` - 1.
 int32_t tramontane_widen(Engine* engine, int32_t threads, int32_t is_bfloat16, const void* from, int32_t from_rows,
                          const int32_t* numbers, int32_t rows, int32_t dim, float* to);
-void tramontane_narrow(Engine* engine, int32_t threads, const float* from, int32_t rows, int32_t dim, uint16_t* to);
 
 // The final norm and the output head: logits [M, V] of the rows `numbers` [M] of `from`, or of the first M. Returns
 // as `widen`.

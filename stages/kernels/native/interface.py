@@ -93,7 +93,6 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("experts", None, pointer, int32, shape, layer, int32, pointer, pointer),
         ("blocks", None, pointer, int32, shape, block, int32, pointer, pointer),
         ("widen", int32, pointer, int32, int32, pointer, int32, pointer, int32, int32, pointer),
-        ("narrow", None, pointer, int32, pointer, int32, int32, pointer),
         ("head", int32, pointer, int32, shape, pointer, matrix, int32, pointer, int32, pointer, pointer),
         ("sample", None, pointer, int32, POINTER(Sampling), pointer, POINTER(Sampled)),
         ("score", None, pointer, int32, int32, int32, c_int64, pointer, pointer, pointer),

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "amx.hpp"
+#include "groups.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
@@ -32,32 +33,70 @@ inline int panels_of(const Matrix& matrix) { return (matrix.outputs + COLUMNS - 
 template <class Weights>
 int64_t words_of(int64_t inputs) { return (inputs + Weights::PER_WORD - 1) / Weights::PER_WORD; }
 
-/// Rows as a product takes them, each padded to whole panels; for int8 with a scale.
+/// The words of a panel.
+template <class Weights>
+int64_t panel_words(int64_t inputs) {
+    if constexpr (Weights::KIND == WEIGHTS_INT8)
+        return group_panel_words(inputs);
+    else
+        return words_of<Weights>(inputs) * COLUMNS;
+}
+
+template <class Weights>
+const uint32_t* panel_of(const Matrix& matrix, int number) {
+    return static_cast<const uint32_t*>(matrix.panels) + number * panel_words<Weights>(matrix.inputs);
+}
+
+/// Rows as a product takes them, each padded to whole panels.
 template <class Weights>
 struct Operands {
-    /// Whether a part of a row can be put in its place by itself: a scale is the whole row's.
-    static constexpr bool BY_PARTS = Weights::KIND != WEIGHTS_INT8;
+    /// Whether HALF inputs of a row can be put in their place by themselves.
+    static constexpr bool BY_PARTS = true;
 
     typename Weights::Operand* values;
-    float* scales;
     int64_t inputs, stride;
 
     Operands(Arena& arena, int64_t rows, int64_t inputs)
         : inputs(inputs), stride(rounded_up(inputs, COLUMNS)) {
         // AMX reads whole passes, beyond the last row too.
         values = arena.take<typename Weights::Operand>((rows + (BY_TILES<Weights> ? PASS_ROWS : 0)) * stride);
-        scales = arena.take<float>(rows);
     }
 
     void prepare(int64_t row, const float* from) const {
         typename Weights::Operand* operand = values + row * stride;
         std::memset(operand + inputs, 0, (stride - inputs) * sizeof *operand);
-        Weights::prepare(operand, scales[row], from, inputs);
+        Weights::prepare(operand, from, inputs);
     }
 
-    /// A vector of a row's inputs, of the model's dtype already; those behind the last are 0.
-    void put(int64_t row, int64_t input, Floats some) const requires BY_PARTS {
-        store(values + row * stride + input, some);
+    /// Those behind a row's last are 0.
+    void put(int64_t row, int64_t input, const Floats (&some)[HALF_VECTORS]) const {
+        for (int vector = 0; vector < HALF_VECTORS; ++vector)
+            Weights::prepare(values + row * stride + input + vector * WIDTH,
+                             reinterpret_cast<const float*>(&some[vector]), WIDTH);
+    }
+};
+
+/// The same in groups.
+template <>
+struct Operands<Int8> {
+    static constexpr bool BY_PARTS = HALF == GROUP;
+
+    RowGroup* groups;
+    int64_t inputs, stride;
+
+    Operands(Arena& arena, int64_t rows, int64_t inputs)
+        : groups(arena.take<RowGroup>(rows * groups_of(inputs))), inputs(inputs), stride(groups_of(inputs)) {}
+
+    void prepare(int64_t row, const float* from) const {
+        for (int64_t number = 0; number < stride; ++number) {
+            Floats values[GROUP_VECTORS];
+            Int8::load_group(values, from, number, inputs);
+            Int8::prepare(groups[row * stride + number], values);
+        }
+    }
+
+    void put(int64_t row, int64_t input, const Floats (&some)[GROUP_VECTORS]) const {
+        Int8::prepare(groups[row * stride + input / GROUP], some);
     }
 };
 
@@ -71,30 +110,6 @@ struct Rows {
     Rows unit(int index) const {
         const int size = int(rounded_up((count + units() - 1) / units(), PASS_ROWS)), begin = index * size;
         return {numbers, first + begin, std::min(size, count - begin)};
-    }
-};
-
-template <class Weights>
-struct Panel {
-    const uint32_t* words;
-    const float* scales;         // of int8
-    const int32_t* corrections;
-
-    Panel(const Matrix& matrix, int number) {
-        const int64_t size = words_of<Weights>(matrix.inputs) * COLUMNS, panels = panels_of(matrix);
-        const auto* all_words = static_cast<const uint32_t*>(matrix.panels);
-        words = all_words + number * size;
-        scales = reinterpret_cast<const float*>(all_words + panels * size) + number * COLUMNS;
-        corrections = reinterpret_cast<const int32_t*>(all_words + panels * (size + COLUMNS)) + number * COLUMNS;
-    }
-
-    Floats value(typename Weights::Sums sums, int vector, float row_scale) const {
-        if constexpr (Weights::KIND == WEIGHTS_INT8) {
-            const Ints exact = sums - load_bits<Ints>(corrections + vector * WIDTH);
-            return __builtin_convertvector(exact, Floats) * (all(row_scale) * load(scales + vector * WIDTH));
-        } else {
-            return sums;
-        }
     }
 };
 
@@ -134,39 +149,56 @@ void add_words(typename Weights::Sums (*sums)[VECTORS], const uint32_t* words, c
     });
 }
 
+/// Add the products of a panel of words to all rows' sums.
+template <class Weights>
+void add_panel(typename Weights::Sums (*sums)[VECTORS], const uint32_t* panel, int64_t words,
+               const Operands<Weights>& operands, const Rows& rows, const uint32_t* next) {
+    if constexpr (BY_TILES<Weights>)
+        return add_panel_by_tiles(sums, panel, words, {operands.values + rows.first * operands.stride, operands.stride},
+                                  rows.count, next);
+    if (rows.count <= WHOLE_ROWS)
+        return with_constant<WHOLE_ROWS>(rows.count, [&](auto tile_rows) {
+            stream_panel<Weights, decltype(tile_rows)::value>(sums, panel, words, operands, rows, next);
+        });
+    const int64_t depth = rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
+    for (int64_t word = 0; word < words; word += depth) {
+        const uint32_t* some = panel + word * COLUMNS;
+        const int64_t count = std::min(words - word, depth), after = words - word - count;
+        add_words<Weights>(sums, some, operands, rows, word * Weights::PER_WORD, count,
+                           after ? some + count * COLUMNS : next, std::min(after ? after : words, depth));
+    }
+}
+
+/// The same of a panel in groups.
+inline void add_panel(Floats (*sums)[VECTORS], const GroupPanel& panel, const Operands<Int8>& operands, const Rows& rows,
+                      const uint32_t* next) {
+    const auto groups = [&](int row) { return operands.groups + rows[row] * operands.stride; };
+    if (rows.count <= GROUP_ROWS)
+        with_constant<GROUP_ROWS>(rows.count, [&](auto tile_rows) {
+            constexpr int N = decltype(tile_rows)::value;
+            const RowGroup* of_row[N];
+            for (int row = 0; row < N; ++row) of_row[row] = groups(row);
+            stream_groups<N>(sums, panel, of_row, next);
+        });
+    else
+        add_groups(sums, panel, rows.count, next, groups);
+    for (int row = 0; row < rows.count; ++row)
+        for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] *= load(panel.units() + vector * WIDTH);
+}
+
 /// One panel's outputs of at most UNIT_ROWS rows: `finish(index in rows, values)` takes each row's COLUMNS values.
 /// `next` is where the panel begins that this thread is likely to work on next.
 template <class Weights, class Finish>
 void panel_product(const Matrix& matrix, int number, const Operands<Weights>& operands, const Rows& rows,
                    const uint32_t* next, Finish&& finish) {
-    using Sums = typename Weights::Sums;
-    alignas(64) Sums sums[UNIT_ROWS][VECTORS];
+    alignas(64) Floats sums[UNIT_ROWS][VECTORS];
     std::memset(sums, 0, rows.count * sizeof sums[0]);
-    const Panel<Weights> panel(matrix, number);
-    const int64_t words = words_of<Weights>(matrix.inputs);
-    if constexpr (BY_TILES<Weights>) {
-        add_panel_by_tiles(sums, panel.words, words, {operands.values + rows.first * operands.stride, operands.stride},
-                           rows.count, next);
-    } else if (rows.count <= WHOLE_ROWS) {
-        with_constant<WHOLE_ROWS>(rows.count, [&](auto tile_rows) {
-            stream_panel<Weights, decltype(tile_rows)::value>(sums, panel.words, words, operands, rows, next);
-        });
-    } else {
-        const int64_t depth = rows.count <= FEW_ROWS ? FEW_DEPTH : DEPTH;
-        for (int64_t word = 0; word < words; word += depth) {
-            const uint32_t* some = panel.words + word * COLUMNS;
-            const int64_t count = std::min(words - word, depth), after = words - word - count;
-            add_words<Weights>(sums, some, operands, rows, word * Weights::PER_WORD, count,
-                               after ? some + count * COLUMNS : next, std::min(after ? after : words, depth));
-        }
-    }
-    for (int row = 0; row < rows.count; ++row) {
-        const float row_scale = Weights::KIND == WEIGHTS_INT8 ? operands.scales[rows[row]] : 1.0f;
-        Floats values[VECTORS];
-        for (int vector = 0; vector < VECTORS; ++vector)
-            values[vector] = panel.value(sums[row][vector], vector, row_scale);
-        finish(row, values);
-    }
+    const uint32_t* panel = panel_of<Weights>(matrix, number);
+    if constexpr (Weights::KIND == WEIGHTS_INT8)
+        add_panel(sums, GroupPanel(panel, matrix.inputs), operands, rows, next);
+    else
+        add_panel<Weights>(sums, panel, words_of<Weights>(matrix.inputs), operands, rows, next);
+    for (int row = 0; row < rows.count; ++row) finish(row, sums[row]);
 }
 
 /// All outputs of all rows, shared by the team: `finish(row, first output, values)`.
@@ -177,26 +209,23 @@ void product(Team& team, const Matrix& matrix, const Operands<Weights>& operands
     team.share(units, [&](int unit) {
         const int panel = unit % panels, next = team.likely_next(unit, units) % panels;
         const Rows some = every.unit(unit / panels);
-        panel_product<Weights>(matrix, panel, operands, some, Panel<Weights>(matrix, next).words,
+        panel_product<Weights>(matrix, panel, operands, some, panel_of<Weights>(matrix, next),
                                [&](int index, const Floats(&values)[VECTORS]) {
                                    finish(some[index], panel * COLUMNS, values);
                                });
     });
 }
 
-/// x / root mean square(x) x weight, rounded as torch rounds it: after the division and after the product.
-template <class Value>
-void norm(float* to, const float* from, const float* weight, int32_t dim, float eps) {
+/// x / root mean square(x) x weight
+inline void norm(float* to, const float* from, const float* weight, int32_t dim, float eps) {
     Floats squares{};
     for (int32_t place = 0; place < dim; place += WIDTH) {
         const Floats some = load_within(from, place, dim);
         squares = fma(some, some, squares);
     }
     const Floats scale = all(1.0f / std::sqrt(sum_of_lanes(squares) / float(dim) + eps));
-    for (int32_t place = 0; place < dim; place += WIDTH) {
-        const Floats scaled = rounded_as<Value>(load_within(from, place, dim) * scale);
-        store_within(to, place, dim, rounded_as<Value>(scaled * load_within(weight, place, dim)));
-    }
+    for (int32_t place = 0; place < dim; place += WIDTH)
+        store_within(to, place, dim, load_within(from, place, dim) * scale * load_within(weight, place, dim));
 }
 
 }  // namespace tramontane

@@ -1,15 +1,14 @@
 // Panels of weights, and the tile: the innermost loop of every product. Attention shares its `step`.
 //
 // A matrix [outputs, inputs] lies in panels of COLUMNS outputs. Within a panel the inputs follow one another in words
-// of 4 bytes: a word holds 1 float32, 2 bfloat16 or 4 int8 inputs of one output.
+// of 4 bytes: a word holds 1 float32 or 2 bfloat16 inputs of one output. (8 bits lie otherwise: groups.hpp.)
 //
 //                      output 0   output 1        output COLUMNS - 1
 //     inputs 0 .. n-1  [word]     [word]    ...   [word]              one step of the tile reads such a row
 //     inputs n .. 2n-1 [word]     [word]    ...   [word]
 //     ...
 //
-// Outputs and inputs that fill no panel or word are padded with zeros. Behind the panels of int8 lie each output's
-// scale (float32) and correction (int32).
+// Outputs and inputs that fill no panel or word are padded with zeros.
 //
 // A tile is up to ROWS rows times one panel. Each of its sums stays in one lane of one register and runs over the
 // inputs in order, so its bits depend on its own row and output alone: not on the rows beside it, nor on their number.
@@ -106,7 +105,7 @@ struct Float32 {
                 sums[row][vector] = fma(all(rows[row][word]), weights[vector], sums[row][vector]);
     }
 
-    static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
+    static void prepare(Operand* operand, const float* row, int64_t inputs) {
         std::memcpy(operand, row, inputs * sizeof(float));
     }
 };
@@ -143,71 +142,10 @@ struct BFloat16 {
     }
 #endif
 
-    static void prepare(Operand* operand, float&, const float* row, int64_t inputs) {
+    static void prepare(Operand* operand, const float* row, int64_t inputs) {
         // Operands have room for whole vectors, which end with zeros.
         for (int64_t input = 0; input < inputs; input += WIDTH)
             store(operand + input, rounded_to_bfloat16(load_within(row, input, inputs)));
-    }
-};
-
-/// Whole numbers of -127 .. 127 on both sides, so a sum is exact: value = sum x row's scale x output's scale.
-struct Int8 {
-    static constexpr int KIND = WEIGHTS_INT8, PER_WORD = 4;
-    using Sums = Ints;
-#if defined(__AVX512VNNI__)
-    // The instruction takes unsigned times signed, so inputs are shifted by 128; `correction` takes that back.
-    using Operand = uint8_t;
-    static constexpr int SHIFT = 128;
-
-    static Ints add_products(Ints sums, Words inputs, Words weights) {
-        return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)inputs, (__m512i)weights);
-    }
-#else
-    // Unsigned times signed as well: the weights' signs move over to the inputs. Two products of 127 x 127 fit 16 bits.
-    using Operand = int8_t;
-    static constexpr int SHIFT = 0;
-
-    static Ints add_products(Ints sums, Words inputs, Words weights) {
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)weights),
-                                                   _mm256_sign_epi8((__m256i)inputs, (__m256i)weights));
-        return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    }
-#endif
-
-    template <int N, int SPAN>
-    static void step(Sums (&sums)[N][SPAN], const uint32_t* words, const Operand* const (&rows)[N], int64_t word) {
-        step_by_words<Int8>(sums, words, rows, word);
-    }
-
-    /// The scale of some numbers whose largest is `most`: NaN and infinity go through, so that they come out again.
-    static float scale_of(float most) { return most > 0 || most != most ? most / 127 : 1; }
-
-    /// The nearest whole numbers of value / scale, ties to even; 0 where that is NaN, which the scale still holds.
-    static Ints quantised(Floats values, Floats scale) {
-        const Floats steps = values / scale, shift = all(12582912.0f);  // 1.5 x 2^23 leaves no bits for a fraction
-        const Ints whole = same_bits<Ints>(steps + shift) - same_bits<Ints>(shift);
-        return steps == steps ? whole : Ints{};
-    }
-
-    /// The largest magnitude; NaN if there is any.
-    static float largest(const float* row, int64_t inputs) {
-        Floats most{};
-        for (int64_t input = 0; input < inputs; input += WIDTH) {
-            const Floats size = magnitude(load_within(row, input, inputs));
-            most = ((size > most) | (size != size)) ? size : most;
-        }
-        return sum_of_lanes(most) == sum_of_lanes(most) ? largest_lane(most) : NAN;
-    }
-
-    static void prepare(Operand* operand, float& scale, const float* row, int64_t inputs) {
-        typedef Operand Bytes __attribute__((vector_size(WIDTH)));
-        scale = scale_of(largest(row, inputs));
-        for (int64_t input = 0; input < inputs; input += WIDTH) {
-            // Operands have room for whole vectors, and weights behind the last input are zero.
-            const Ints whole = quantised(load_within(row, input, inputs), all(scale)) + SHIFT;
-            const Bytes bytes = __builtin_convertvector(whole, Bytes);
-            std::memcpy(operand + input, &bytes, sizeof bytes);
-        }
     }
 };
 

@@ -187,12 +187,7 @@ inline void widen(float* to, const bfloat16* from, int64_t count) {
     for (int64_t place = 0; place < count; ++place) to[place] = to_float(from[place]);
 }
 
-/// How rows and keys and values hold a number: `rounded` is the nearest value of the model's dtype.
-inline Floats rounded(Floats values, const float*) { return values; }
-inline Floats rounded(Floats values, const bfloat16*) { return rounded_to_bfloat16(values); }
-template <class Value>
-inline Floats rounded_as(Floats values) { return rounded(values, static_cast<const Value*>(nullptr)); }
-
+/// How keys and values, and what is multiplied with them, hold a number.
 inline void set(float& place, float value) { place = value; }
 inline void set(bfloat16& place, float value) { place = to_bfloat16(value); }
 
