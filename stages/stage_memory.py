@@ -17,8 +17,8 @@ from tramontane.stages.layouts import Slot, slots, tensor_shape
 
 FLOAT32_ROLES = ("attention_norm", "ffn_norm", "norm", "gate")
 """Held in float32, whatever the model's dtype."""
-SCALES_BYTES = 8
-"""Of an output of a matrix in 8 bits: its scale and its correction."""
+INT8_GROUP, INT8_SCALE_BYTES, INT8_UNIT_BYTES = 32, 2, 4
+"""Of a matrix in 8 bits: weights that share a scale, the scale, and the unit that the scales of an output share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def _bytes(slot: Slot, config: ModelConfig, dtype: str, quantize: str | None) ->
         return 4 * numbers
     if quantize is None or slot.role == "embedding":
         return DTYPE_BYTES[dtype] * numbers
-    return numbers + SCALES_BYTES * shape[0]
+    outputs, inputs = shape
+    return outputs * (math.ceil(inputs / INT8_GROUP) * (INT8_GROUP + INT8_SCALE_BYTES) + INT8_UNIT_BYTES)
 
 
 def _buffers(config: ModelConfig, span: range, rows: int) -> int:
