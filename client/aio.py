@@ -14,7 +14,7 @@ from tramontane.client import checked, wire
 from tramontane.client.arguments import GenerateArguments, Prompt, generate_request_of, shows_generate_arguments
 from tramontane.client.async_connection import AsyncConnections, AsyncServer
 from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions, client_repr
-from tramontane.client.diagnosis import News
+from tramontane.client.diagnosis import Diagnosis
 from tramontane.client.errors import Cancelled, StatusError, from_rpc_error
 from tramontane.client.retrying import retry_after_s
 from tramontane.client.rewording import CLOSED
@@ -39,7 +39,7 @@ class AsyncStream(TranscriptView):
         self._deadline_s = time.monotonic() + timeout_s
         self._closed = asyncio.Event()
         self._waiting = False
-        self._given_up: News | None = None
+        self._given_up: Diagnosis | None = None
         self.waited_for = ""
         self._start()
 
@@ -90,14 +90,14 @@ class AsyncStream(TranscriptView):
             self._closed.set()
             self._call.cancel()
 
-    def give_up(self, news: News) -> None:
-        """End the call with this error; for who watches its connection."""
-        self._given_up = news
+    def give_up(self, diagnosis: Diagnosis) -> None:
+        """End the call with this diagnosis's error. The call's connection calls it."""
+        self._given_up = diagnosis
         self._call.cancel()
 
     @property
     def waiting_for(self) -> str:
-        """Why nothing has come yet, a sentence; empty once something has, and while nothing is known to be wrong."""
+        """Why nothing has come yet, a sentence. Empty once something has, and while nothing is known to be wrong."""
         return "" if self._transcript.begun else self._connection.reason
 
     def _start(self) -> None:
@@ -106,7 +106,7 @@ class AsyncStream(TranscriptView):
         self._events: AsyncIterator[serving_pb2.GenerateEvent] = self._call.__aiter__()
 
     async def _read(self) -> Delta | None:
-        """None at the end."""
+        """The next delta; None at the end."""
         async for event in self._events:
             delta = self._transcript.feed(event)
             if delta is not None:

@@ -18,7 +18,7 @@ Prompt: TypeAlias = str | Sequence[int]
 """Text, which the server tokenizes after a BOS; or token ids, which it takes as they are."""
 
 SEED_BITS = 53
-"""Of seeds that the client chooses: programs that read JSON numbers as doubles keep them exactly."""
+"""The length of seeds that the client chooses. Programs that read JSON numbers as doubles keep such seeds exactly."""
 
 
 ARGUMENTS = """\
@@ -119,10 +119,10 @@ def generate_request(
 
 
 def generate_request_of(method: str, prompt: Prompt, arguments: Mapping[str, Any]) -> serving_pb2.GenerateRequest:
-    """`generate_request` for a method that takes its keyword arguments, and that errors are to name.
+    """`generate_request` on behalf of a method, which the errors name.
 
     Raises:
-        TypeError, ValueError: as `generate_request`; and for an argument that there is not.
+        TypeError, ValueError: as `generate_request`; TypeError also for an argument that does not exist.
     """
     for name in arguments.keys() - GenerateArguments.__annotations__.keys():
         near = difflib.get_close_matches(name, GenerateArguments.__annotations__, n=1)
@@ -133,7 +133,7 @@ def generate_request_of(method: str, prompt: Prompt, arguments: Mapping[str, Any
 
 
 def shows_generate_arguments(method: _Method) -> _Method:
-    """For `help` and editors: a method's `**arguments` as what they are, with their defaults."""
+    """Decorate a method so that `help` and editors show its `**arguments` one by one, with their defaults."""
     own = inspect.signature(method)
     named = [each for each in inspect.signature(generate_request).parameters.values() if each.kind is each.KEYWORD_ONLY]
     kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
@@ -144,5 +144,5 @@ def shows_generate_arguments(method: _Method) -> _Method:
 
 
 def new_request_id() -> str:
-    """A name for a request, in the server's log and in errors."""
+    """A new name for a request, as the server's log and errors tell it."""
     return uuid.uuid4().hex

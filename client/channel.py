@@ -22,7 +22,7 @@ from tramontane.client.target import check, is_local
 SERVICE = "tramontane.v1.Serving"
 
 REQUEST_ID_KEY = "x-request-id"
-"""The metadata that names a call which has no field for it."""
+"""The metadata that names a call whose request has no field for a name."""
 
 GENERATE_TIMEOUT_S = 300.0
 """The default deadline of a generating call, waiting for a server included."""
@@ -39,7 +39,7 @@ _KEEPALIVE_S = 30.0
 # into a pause's first moment, so the client waits as long; a server that is gone is then found after 75 s at most.
 _KEEPALIVE_TIMEOUT_S = 45.0
 REACH_TIMEOUT_S = 30.0
-"""How long a server is tried that cannot be reached, by default."""
+"""How long a server that cannot be reached is tried, by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ class ClientOptions:
 
 
 def client_repr(kind: str, target: str, options: ClientOptions, *, closed: bool) -> str:
-    """What `repr` says of a client; nothing that is secret.
+    """The `repr` of a client; it holds no secret.
 
     >>> client_repr("Client", "10.0.0.1:50051", ClientOptions(tls=Tls()), closed=False)
     '<Client 10.0.0.1:50051, TLS>'

@@ -1,4 +1,4 @@
-"""Values as a message can hold them. What it cannot hold is refused, by the argument's name.
+"""Arguments checked and turned into values that a message can hold. Errors name the argument.
 
 Raises, in every function: TypeError where a value is of the wrong kind, ValueError where it does not fit.
 """
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST_TIMEOUT_S = 1e8
-"""Some three years."""
+"""Some three years: an accident rather than a wish beyond that."""
 
 
 @contextmanager
 def naming(method: str) -> Iterator[None]:
-    """Put the name of the method that was called before what a TypeError says, as Python does."""
+    """A block whose TypeErrors begin with the name of the method that the user called, as Python's own do."""
     try:
         yield
     except TypeError as error:
@@ -34,7 +34,7 @@ def unsigned(field: str, value: int | None, *, bits: int = 32) -> int | None:
 
 
 def token_ids(field: str, ids: Iterable[int]) -> list[int]:
-    """Whole numbers that fit."""
+    """Whole numbers that fit an id of 32 bits."""
     if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Iterable):
         kinds = "text or token ids" if field == "prompt" else "token ids"
         raise TypeError(f"{field} must be {kinds}, not {type(ids).__name__}")
@@ -59,13 +59,15 @@ def whole(field: str, value: object) -> int:
 
 def real(field: str, value: object) -> float | None:
     """A number, or None for the server's default."""
-    if value is None or isinstance(value, numbers.Real):
-        return None if value is None else float(value)
+    if value is None:
+        return None
+    if isinstance(value, numbers.Real):
+        return float(value)
     raise TypeError(f"{field} must be a number, not {type(value).__name__}")
 
 
 def flag(field: str, value: object) -> bool:
-    """True or False, or a number that is one of them."""
+    """True or False; 1 and 0 count as well."""
     if value not in (True, False):
         raise TypeError(f"{field} must be True or False, not {value!r:.40}")
     return bool(value)
@@ -86,7 +88,7 @@ def texts(field: str, values: str | Iterable[str] | None) -> list[str]:
 
 
 def text(field: str, value: str) -> str:
-    """A text that has an encoding."""
+    """A text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise TypeError(f"{field} must be text, not {type(value).__name__}")
     try:
@@ -98,7 +100,7 @@ def text(field: str, value: str) -> str:
 
 
 def timeout(timeout_s: float) -> float:
-    """A number of seconds that a call can have."""
+    """The seconds of a call's deadline."""
     seconds = real("timeout_s", timeout_s)
     if seconds is None:
         raise TypeError("timeout_s must be a number, not None: every call has a deadline")

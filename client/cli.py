@@ -86,12 +86,12 @@ def generate(
         stream = client.stream(whole, timeout_s=timeout, **arguments)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    with stream, _waiting_told():
+    with stream, _waiting_shown():
         for delta in stream:
             if first_s is None:
                 first_s = time.perf_counter() - begun
             if not as_json:
-                click.echo(_shown(stream, delta), nl=False)
+                click.echo(_printed(stream, delta), nl=False)
     click.echo(json.dumps(asdict(stream.completion)) if as_json else "")
     if verbose or sys.stderr.isatty():
         click.secho(_figures(stream.completion, first_s or 0.0), err=True, dim=True)
@@ -154,30 +154,32 @@ def _prompt(prompt: str | None, ids: list[int] | None) -> Prompt:
         ) from None
 
 
-def _shown(stream: Stream, delta: Delta) -> str:
-    """What `generate` prints of a delta."""
+def _printed(stream: Stream, delta: Delta) -> str:
+    """The text of a delta, or its ids where the model has no text: `1,2` and then `,3`."""
     if not stream.ids_only:
         return delta.text
     ids = ",".join(map(str, delta.token_ids))
     return f",{ids}" if delta.offset and ids else ids
 
 
-class _Teller(logging.Handler):
+class _StderrHandler(logging.Handler):
+    """Prints a line a record, for people."""
+
     def emit(self, record: logging.LogRecord) -> None:
         click.secho(record.getMessage(), err=True, dim=True)
 
 
 @contextlib.contextmanager
-def _waiting_told() -> Iterator[None]:
-    """Say on stderr what the client tells its logger: what a call waits for."""
-    logger, teller = logging.getLogger("tramontane.client"), _Teller()
+def _waiting_shown() -> Iterator[None]:
+    """A block in which stderr shows what calls wait for, as the client's logger tells it."""
+    logger, handler = logging.getLogger("tramontane.client"), _StderrHandler()
     level = logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(teller)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(teller)
+        logger.removeHandler(handler)
         logger.setLevel(level)
 
 

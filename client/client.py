@@ -1,4 +1,4 @@
-"""The blocking client. `aio.py` is the same on asyncio; what both decide stands in pure modules beside them."""
+"""The blocking client. `aio.py` is the same on asyncio; both share the pure modules beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tramontane.client import checked, wire
 from tramontane.client.arguments import GenerateArguments, Prompt, generate_request_of, shows_generate_arguments
 from tramontane.client.channel import ASK_TIMEOUT_S, GENERATE_TIMEOUT_S, ClientOptions, client_repr
 from tramontane.client.connection import Connections
-from tramontane.client.diagnosis import News
+from tramontane.client.diagnosis import Diagnosis
 from tramontane.client.errors import Cancelled, StatusError, from_rpc_error
 from tramontane.client.retrying import retry_after_s
 from tramontane.client.transcript import Transcript, TranscriptView
@@ -35,7 +35,7 @@ class Stream(TranscriptView):
         self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
         self._closed = threading.Event()
-        self._given_up: News | None = None
+        self._given_up: Diagnosis | None = None
         self.waited_for = ""
         self._start()
 
@@ -77,14 +77,14 @@ class Stream(TranscriptView):
         self._closed.set()
         self._call.cancel()  # type: ignore[no-untyped-call]
 
-    def give_up(self, news: News) -> None:
-        """End the call with this error; for who watches its connection."""
-        self._given_up = news
+    def give_up(self, diagnosis: Diagnosis) -> None:
+        """End the call with this diagnosis's error. The call's connection calls it."""
+        self._given_up = diagnosis
         self._call.cancel()  # type: ignore[no-untyped-call]
 
     @property
     def waiting_for(self) -> str:
-        """Why nothing has come yet, a sentence; empty once something has, and while nothing is known to be wrong."""
+        """Why nothing has come yet, a sentence. Empty once something has, and while nothing is known to be wrong."""
         return "" if self._transcript.begun else self._connection.reason
 
     def _start(self) -> None:
@@ -92,7 +92,7 @@ class Stream(TranscriptView):
         self._call = self._connection.generate(self._request, self._deadline_s - time.monotonic())
 
     def _read(self) -> Delta | None:
-        """None at the end."""
+        """The next delta; None at the end."""
         for event in self._call:
             delta = self._transcript.feed(event)
             if delta is not None:

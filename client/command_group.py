@@ -27,7 +27,7 @@ ENTRY_POINT_GROUP = "tramontane.commands"
 EXTRA = "serve"
 """The extra of a verb whose entry point names none."""
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""A disk is full or broken: no fault of ours."""
+"""Errors of a disk that is full or broken, which a line on stderr tells."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -42,7 +42,7 @@ class CommandGroup(click.Group):
         return {point.name: point for point in points if point.name not in self.commands}
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run, and end well where output ends: on terminals of any encoding, and on disks that are full."""
+        """Run the command line. Neither the terminal's encoding nor a full disk ends it in a traceback."""
         print_everything(sys.stdout)
         try:
             return super().main(*args, **extra)
@@ -124,13 +124,13 @@ def docstring(point: EntryPoint) -> str:
 
 
 def print_everything(output: TextIO) -> None:
-    """What an encoding lacks is printed as `\\u2014`; by default it is an error."""
+    """Make characters that the terminal's encoding lacks print as `\\u2014`; by default they are errors."""
     if isinstance(output, io.TextIOWrapper):
         output.reconfigure(errors="backslashreplace")
 
 
 def drop_output(output: TextIO) -> None:
-    """Drop what it holds back and could not write, or Python would try again at its end."""
+    """Discard what the stream holds and could not write; otherwise Python tries again when it exits."""
     try:
         output.flush()
     except OSError:

@@ -1,7 +1,7 @@
 """Why a call does not get through: which questions to ask, and what follows from the answers.
 
-Nothing here waits or sends. `diagnose` yields questions; the blocking client and the asyncio one put them, each in its
-way, and send the answers in.
+Nothing here waits or sends. `diagnose` is a generator that yields questions and is sent their answers, so that the
+blocking client and the asyncio client can share it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ QUESTION_S = 2.0
 
 
 class Ask(Enum):
-    """Questions that are put to a server by calls that do not wait. The answer is a response, or a StatusError."""
+    """Questions to a server, put by calls that do not wait. The answer is the response, or a StatusError."""
 
     HEALTH = "health"
-    """`Health.Check`, by the channel that the call in question uses: so a channel's failure is that call's."""
+    """`Health.Check`, on the channel of the call in question, so that the channel's failure shows."""
     MODELS = "models"
-    """`ListModels`, by the channel that asks any server, serving or not."""
+    """`ListModels`, on the channel that also reaches servers that do not serve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Shake hands with this address (`tls_look.look`). The answer is what was seen."""
+    """The question what a TLS handshake with this address shows (`tls_look.look`). The answer is a `Seen`."""
 
     address: str
 
 
-Questions: TypeAlias = "Generator[Ask | Look, Any, News]"
+Questions: TypeAlias = "Generator[Ask | Look, Any, Diagnosis]"
 
 
 class Standing(Enum):
@@ -45,18 +45,18 @@ class Standing(Enum):
     SERVING = "serving"
     """A server takes calls, whatever it answers."""
     AWAITED = "awaited"
-    """A server answers, and does not serve."""
+    """A server answers, and does not serve yet."""
     UNREACHED = "unreached"
-    """No server answers, and one may yet."""
+    """No server answers; one may later."""
     HOPELESS = "hopeless"
-    """It will not change while client and server are set up as they are."""
+    """Waiting cannot help: client or server must be set up differently."""
     UNKNOWN = "unknown"
-    """No answer came in time."""
+    """No answer came in time, which says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """What a diagnosis has found."""
+class Diagnosis:
+    """How a server stands, and why."""
 
     standing: Standing
     reason: str = ""
@@ -64,18 +64,18 @@ class News:
     error_class: type[StatusError] = Unavailable
 
     def error(self, request_id: str) -> StatusError:
-        """For a call that ends because of it."""
+        """The error of a call that ends because of this diagnosis."""
         return self.error_class(self.reason, request_id=request_id)
 
 
-SERVING = News(standing=Standing.SERVING)
-UNKNOWN = News(standing=Standing.UNKNOWN)
+SERVING = Diagnosis(standing=Standing.SERVING)
+UNKNOWN = Diagnosis(standing=Standing.UNKNOWN)
 
 
 def diagnose(target: str, tls: Tls | None, failure: StatusError | None = None) -> Questions:
-    """Find out why calls do not get through, `failure` of one of them being known or not.
+    """Find out why calls do not get through. `failure` is that of one of them, if one has failed.
 
-    There is no reason in the news where a server has given the failure by itself.
+    The diagnosis has no reason where the failure is a server's own answer, which says everything itself.
     """
     known = failure is not None
     if failure is None:
@@ -87,14 +87,14 @@ def diagnose(target: str, tls: Tls | None, failure: StatusError | None = None) -
         return UNKNOWN
     found = read_failure(failure.message, target, encrypted=tls is not None)
     if found is None:
-        # A server's own words.
+        # The words are a server's, not gRPC's.
         return _awaited(target, failure.message) if isinstance(failure, Unavailable) and not known else SERVING
     if found.kind is Kind.UNHEALTHY:
         return (yield from _why_not_serving(target, tls))
     hopeless = found.sentence if found.kind in (Kind.HOPELESS, Kind.FOREIGN) else ""
     if found.kind in (Kind.CLOSED, Kind.FOREIGN) and found.address:
-        hopeless = _seen((yield Look(found.address)), target) or hopeless
-    return News(
+        hopeless = _hopeless((yield Look(found.address)), target) or hopeless
+    return Diagnosis(
         standing=Standing.HOPELESS if hopeless else Standing.UNREACHED,
         reason=hopeless or found.sentence,
         error_class=type(failure),
@@ -102,24 +102,24 @@ def diagnose(target: str, tls: Tls | None, failure: StatusError | None = None) -
 
 
 def _why_not_serving(target: str, tls: Tls | None) -> Questions:
-    """Health has said that nothing serves; it does not say why."""
+    """Ask for the reason, which health does not tell."""
     answer = yield Ask.MODELS
     if not isinstance(answer, StatusError):
         return _awaited(target, next((info.reason for info in answer.models if info.reason), ""))
     found = read_failure(answer.message, target, encrypted=tls is not None)
     reason = answer.message if found is None else found.sentence
     if isinstance(answer, Unauthenticated | PermissionDenied):
-        # It would be so when the server serves.
-        return News(standing=Standing.HOPELESS, reason=reason, error_class=type(answer))
+        # The call itself would end like this once the server serves.
+        return Diagnosis(standing=Standing.HOPELESS, reason=reason, error_class=type(answer))
     return _awaited(target, reason if isinstance(answer, Unavailable) else "")
 
 
-def _awaited(target: str, reason: str) -> News:
-    return News(standing=Standing.AWAITED, reason=f"{target} does not serve{reason and f' ({reason})'}")
+def _awaited(target: str, reason: str) -> Diagnosis:
+    return Diagnosis(standing=Standing.AWAITED, reason=f"{target} does not serve{reason and f' ({reason})'}")
 
 
-def _seen(seen: Seen, target: str) -> str:
-    """Why nothing will come of it, after a look."""
+def _hopeless(seen: Seen, target: str) -> str:
+    """Why waiting cannot help, by what a handshake has shown; empty where it may."""
     match seen:
         case Seen.NOTHING:
             return ""

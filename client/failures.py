@@ -1,7 +1,7 @@
-"""What gRPC says when it cannot connect, as a sentence for a person. Pure.
+"""gRPC's words for a failed connection, turned into a sentence for a person. Pure.
 
-gRPC tells the last failure of a channel in the details of a call that does not wait. The words differ between its
-versions; what is looked for here are the parts that come from below it: errno's texts, BoringSSL's names of errors.
+The details of a call that does not wait hold the last failure of its channel. Their words differ between versions of
+gRPC, so this looks for the parts that come from below gRPC: the texts of errno and BoringSSL's names of errors.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _OF_NAME = re.compile(
 )
 _NO_GRPC = re.compile(r"Received http2 header with status: (?P<status>\d+)")
 _PASSING_STATUSES = ("429", "502", "503", "504")
-"""What proxies say while the server behind them is away."""
+"""HTTP statuses of a proxy whose server is away for the moment."""
 
 
 class Kind(Enum):
-    """What may come of waiting."""
+    """What kind of failure it is, and so whether waiting can help."""
 
     UNREACHED = "unreached"
-    """Nobody was reached; that may change."""
+    """No server was reached; that may change."""
     HOPELESS = "hopeless"
-    """Somebody was reached with whom this client will never talk as it is set up."""
+    """A server was reached with which this client cannot talk as it is set up."""
     CLOSED = "closed"
-    """The server closed the connection before a word. Only a look of our own can tell whether TLS is why."""
+    """The server closed the connection before its first byte. Only a handshake of our own tells whether TLS is why."""
     FOREIGN = "foreign"
-    """What answered does not speak gRPC; that look may tell that it speaks TLS, and answers in its own way."""
+    """What answered does not speak gRPC. A handshake of our own tells whether it speaks TLS."""
     UNHEALTHY = "unhealthy"
-    """A server was reached, and it says that it does not serve."""
+    """A server was reached, and its health is not SERVING."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,11 @@ class Failure:
     kind: Kind
     sentence: str
     address: str = ""
-    """Of the server that failed: HOST:PORT or a socket's path; empty where gRPC does not say."""
+    """The failed server's HOST:PORT or socket path; empty where gRPC does not say."""
 
 
 def read_failure(text: str, target: str, *, encrypted: bool) -> Failure | None:
-    """A channel's failure, out of a status's details; None where they are not about the channel.
+    """The channel's failure that a status's details tell; None where they tell something else.
 
     >>> read_failure(
     ...     "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:1: "
@@ -77,7 +77,7 @@ def read_failure(text: str, target: str, *, encrypted: bool) -> Failure | None:
 
 
 def _of_channel(text: str, where: str, *, encrypted: bool) -> tuple[Kind, str]:
-    """The sentences, most telling first."""
+    """Kind and sentence. The order counts: gRPC's text may hold several of these parts."""
     if "backend unhealthy" in text or "health check call failed" in text:
         return Kind.UNHEALTHY, f"{where} does not serve"
     if "CERTIFICATE_VERIFY_FAILED" in text:

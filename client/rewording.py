@@ -1,4 +1,4 @@
-"""What gRPC says of a call's end in its own terms, in ours. Pure: both clients share it."""
+"""gRPC's own words for the end of a call, put into ours. Pure: both clients share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOSED = "the client is closed"
 
 
 def reword(failure: StatusError, request: Message, *, timeout_s: float, reason: str = "") -> StatusError:
-    """The failure of a call with this request and deadline. `reason` is what it is known to have waited for."""
+    """The failure of a call in our words. `reason` is what the call is known to have waited for."""
     if isinstance(failure, DeadlineExceeded) and failure.message == "Deadline Exceeded":
         said = reason or "the answer has not come whole"
         return DeadlineExceeded(f"{timeout_s:g} s are over: {said}", request_id=failure.request_id)

@@ -1,4 +1,4 @@
-"""What a target may be. What could never be connected is refused before anything is tried. Pure."""
+"""Checks the address of a server before anything is tried: what could never connect is refused. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def check(target: str, *, encrypted: bool) -> None:
     """Refuse what gRPC could not connect to, or would read as something else (of port 70000 it makes 4464).
 
     Raises:
-        TypeError: it is no text.
-        ValueError: says what is wrong with it, and what it may be.
+        TypeError: the target is no text.
+        ValueError: the target is wrong; the message says how, and what it may be.
     """
     if not isinstance(target, str):
         raise TypeError(f"the target must be text such as '127.0.0.1:50051', not {type(target).__name__}")
@@ -62,7 +62,7 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _check_address(address: str, *, port_needed: bool) -> str:
-    """The host of `HOST:PORT`. Raises ValueError, whose message goes on from the target's name."""
+    """The host of `HOST:PORT`. Raises ValueError with a predicate of which the target is the subject."""
     if "/" in address:
         raise ValueError("has a path; give HOST:PORT alone")
     if "," in address:

@@ -1,4 +1,7 @@
-"""A look at a server that has closed a connection before a word, since gRPC does not say more: is TLS the reason?"""
+"""A TLS handshake of our own with a server that has closed a connection before its first byte: is TLS the reason?
+
+gRPC does not say why such a connection was closed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from enum import Enum
 from tramontane.client.channel import Tls
 
 LOOK_S = 2.0
-"""How long a look may take."""
+"""How long connecting may take, and each read."""
 
 
 class Seen(Enum):
@@ -22,13 +25,13 @@ class Seen(Enum):
     WANTS_CERTIFICATE = "wants a certificate"
     """And the client has none."""
     REFUSES_CERTIFICATE = "refuses the certificate"
-    """The one that the client has."""
+    """The certificate that the client has."""
 
 
 def look(address: str, tls: Tls | None) -> Seen:
-    """Shake hands with `address`, HOST:PORT or a socket's path; nothing is sent but what a handshake needs.
+    """Shake hands with `address`, HOST:PORT or a socket's path. Nothing is sent but what a handshake needs.
 
-    The server is not verified: gRPC has done that, and what is learnt here is only told.
+    The server's certificate is not verified: gRPC does that for real connections, and this one only finds a reason.
     """
     try:
         with _connect(address) as connection:

@@ -58,7 +58,7 @@ class Transcript:
 
     @property
     def state(self) -> str:
-        """How far it is, for people."""
+        """How far the request is, for people."""
         if self._finished is not None:
             return f"{len(self.token_ids)} tokens, ended by {self.finish_reason}"
         return f"{len(self.token_ids)} tokens so far" if self.begun else "nothing yet"

@@ -91,9 +91,9 @@ class ModelInfo:
     context_tokens: int
     """Prompt and completion together."""
     checkpoint_context_tokens: int
-    """What the checkpoint was made for; more than `context_tokens` where less is served."""
+    """The context that the checkpoint was made for; more than `context_tokens` where less is served."""
     context_lowered: str
-    """Why less is served where nobody asked for less: the server's memory; else empty."""
+    """Why less is served although nobody asked for less: the sum of the server's memory. Else empty."""
     window_tokens: int | None
     """The smallest sliding window of any layer; None where every layer sees the whole context."""
     dtype: str
@@ -106,9 +106,9 @@ class ModelInfo:
     """False: the model takes and gives token ids only."""
     serving: bool
     quantization: str = ""
-    """How the weights are held where it is not in `dtype`: int8."""
+    """How the weights are held where that is not in `dtype`: int8. Else empty."""
     reason: str = ""
-    """Why it is not serving; empty while it is."""
+    """Why the model is not serving; empty while it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,4 +231,4 @@ class Stats:
     late: tuple[str, ...] = ()
     """Parts that do not answer, or stages that are late, a line each."""
     models: tuple[ModelInfo, ...] = ()
-    """What the service serves; empty while the model is loading."""
+    """The models of the service; empty while the model is loading."""

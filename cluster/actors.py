@@ -222,7 +222,7 @@ class Gateway:
         def dial(router: str, address: Address) -> Awaitable[LinkPipeline]:
             return LinkPipeline.dial(router, address, site, gateway=self._name)
 
-        # What was imported stays. Collecting garbage without it holds up the event loop for half as long.
+        # Imported modules are never garbage. Without them a collection holds up the event loop for half as long.
         gc.collect()
         gc.freeze()
         self._gateway = gateways.Gateway(

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Address:
-    """A listener's two doors."""
+    """A listener's two addresses: a unix socket for its own node, TCP for others."""
 
     node: str
     unix_path: str
-    """Open to diallers on the same node."""
+    """The unix socket; empty where there is none."""
     host: str
     port: int
-    """TCP; 0 means that this door does not exist."""
+    """TCP's port; 0 where the listener has no TCP."""
 
     def way_from(self, node: str) -> str | tuple[str, int]:
         """What a dialler on `node` connects to: the unix socket's path on the same node, else host and port.
 
         Raises:
-            OSError: there is no door for this node.
+            OSError: the listener cannot be reached from this node.
         """
         if self.unix_path and self.node == node:
             return self.unix_path
@@ -30,7 +30,7 @@ class Address:
 
 
 def host_port(host: str, port: int) -> str:
-    """As it is written in addresses.
+    """A host and a port as one text, IPv6 in brackets.
 
     >>> host_port("::1", 50051)
     '[::1]:50051'

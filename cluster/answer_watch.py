@@ -19,8 +19,8 @@ STOPPED_S = 3 * (ASK_EVERY_S + ANSWER_TIMEOUT_S)
 async def watch_answers(ask: Callable[[], Awaitable[object]], on_silence: Callable[[float], Awaitable[bool]]) -> None:
     """Ask a part again and again. `on_silence` hears for how long it has not answered, 0 once it does.
 
-    A question that fails is one without an answer: Ray's own trouble passes, and a part that is gone is noticed
-    elsewhere. Ends when `on_silence` says False.
+    A question that fails counts as one without an answer, since Ray's own trouble may pass. (A part that is gone is
+    noticed elsewhere.) Ends when `on_silence` returns False.
     """
     loop = asyncio.get_running_loop()
     answered_s = looked_s = loop.time()

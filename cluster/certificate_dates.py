@@ -1,7 +1,7 @@
-"""Until when certificates are valid: the one thing that Python's `ssl` does not say of a file's own certificates.
+"""The dates between which certificates are valid. Python's `ssl` tells them of authorities only.
 
-A certificate is DER: each value a tag, a length and its bytes. On the way to its two dates nothing is understood, only
-stepped over:
+A certificate is DER: each value is a tag, a length and its bytes. This module steps over the values before the two
+dates without reading them:
 
     Certificate ::= SEQUENCE { tbsCertificate SEQUENCE { [0] version?, serialNumber, signature, issuer,
                                validity SEQUENCE { notBefore, notAfter }, ... }, ... }
@@ -21,13 +21,13 @@ SEQUENCE, VERSION, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
 
 @dataclass(frozen=True)
 class Validity:
-    """Of one certificate; both ends are within it."""
+    """The dates of one certificate, both inclusive."""
 
     not_before: datetime
     not_after: datetime
 
     def flaw(self, now: datetime) -> str:
-        """What is wrong with it now, as a clause; empty where nothing is."""
+        """What is wrong with the dates now, as a clause; empty where nothing is."""
         if now > self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d at %H:%M} UTC"
         if now < self.not_before:
@@ -36,7 +36,7 @@ class Validity:
 
 
 def validities(pem: bytes) -> list[Validity]:
-    """Of each certificate in a PEM file, in order; what cannot be read is left out."""
+    """The dates of each certificate in a PEM file, in order. Certificates that cannot be read are left out."""
     found = []
     for block in PEM.findall(pem.decode("ascii", "replace")):
         try:
@@ -57,11 +57,11 @@ def _validity(der: bytes) -> Validity:
 
 
 def _members(content: bytes) -> list[tuple[int, bytes]]:
-    """The values in a row, each with its tag."""
+    """The values that follow one another in DER bytes, each with its tag."""
     members, start = [], 0
     while start < len(content):
         tag, size, begin = content[start], content[start + 1], start + 2
-        if size >= 0x80:  # so many bytes hold the length
+        if size >= 0x80:  # the low bits say how many bytes hold the length
             begin += size & 0x7F
             size = int.from_bytes(content[start + 2 : begin])
         start = begin + size

@@ -65,7 +65,7 @@ class Status:
     version: str
     """Empty before the stages are loaded."""
     kernels: str = ""
-    """What the stages compute with; empty before it is chosen."""
+    """The kernels of the stages; empty before they are chosen."""
     warnings: tuple[str, ...] = ()
     """What an operator should know, a line each."""
     lost_links: int = 0
@@ -170,9 +170,9 @@ class Controller:
         self._say(phase=ServicePhase.LOADING, detail="")
 
     async def _choose_kernels(self) -> None:
-        """Once in a service's life: a controller that comes back takes what is recorded."""
+        """Choose the stages' kernels once in a service's life; a controller that comes back takes the recorded ones."""
         if not self._spec.stage_kernels:
-            decision = await self._in_sight(agree_on_kernels(self._spec, self._stages, self._platform))
+            decision = await self._with_progress(agree_on_kernels(self._spec, self._stages, self._platform))
             for remark in decision.remarks:
                 log.warning("%s", remark)
             self._spec = replace(self._spec, stage_kernels=decision.stages)
@@ -185,10 +185,10 @@ class Controller:
     async def _load(self) -> list[LoadedStage]:
         """Load all stages side by side."""
         chosen = zip(self._stages, self._spec.stage_kernels, strict=True)
-        return await self._in_sight(asyncio.gather(*(stage.load(kernels) for stage, kernels in chosen)))
+        return await self._with_progress(asyncio.gather(*(stage.load(kernels) for stage, kernels in chosen)))
 
-    async def _in_sight(self, work: Awaitable[T]) -> T:
-        """Wait for what stages do before they serve, and say how far they are."""
+    async def _with_progress(self, work: Awaitable[T]) -> T:
+        """Wait for work that stages do before they serve, and report their progress meanwhile."""
         working = asyncio.ensure_future(work)
         assert self._gateway is not None
         while not working.done():

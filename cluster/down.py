@@ -13,18 +13,18 @@ from tramontane.cluster.ending import end_service
 from tramontane.cluster.events import Events
 from tramontane.cluster.private_folder import services_folder
 from tramontane.cluster.ray_start import start_ray, take_a_token
-from tramontane.cluster.service_records import Found, holder_of, read_records
+from tramontane.cluster.service_records import FoundRecord, holder_of, read_records
 
 SERVE_TIMEOUT_S = 90.0
-"""For a `serve` that was told to end; it gives its service 60 s."""
+"""How long `serve` may take to end; it gives its service 60 s."""
 
 
 def down(service: str | None, address: str | None, *, as_json: bool) -> int:
-    """End one service. The process's exit status: 0 where it has ended as it should.
+    """End one service. Returns the process's exit status: 0 where the service has ended as it should.
 
     Raises:
-        ValueError: it is not clear which; says what there is.
-        ConnectionError: its Ray cannot be joined.
+        ValueError: `service` names none, or several; the message lists them.
+        ConnectionError: the service's Ray cannot be joined.
     """
     events = Events.alone_on_stdout(as_json=as_json)
     if address is not None:
@@ -35,7 +35,7 @@ def down(service: str | None, address: str | None, *, as_json: bool) -> int:
         events.tell("warning", flaw)
     living = []
     for found in records:
-        if found.holder is None and is_over(found):
+        if found.holder is None and has_ended(found):
             found.path.unlink(missing_ok=True)
             events.tell("over", f"{found.record} is over; its record is removed", identity=found.record.identity)
         else:
@@ -52,11 +52,11 @@ def down(service: str | None, address: str | None, *, as_json: bool) -> int:
     return status
 
 
-def choose(living: Sequence[Found], service: str | None) -> Found:
-    """The one that `service` names: by identity, by model, or by the HOST:PORT that clients dial.
+def choose(living: Sequence[FoundRecord], service: str | None) -> FoundRecord:
+    """The record that `service` names by identity, model or the HOST:PORT that clients dial. None is the only one.
 
     Raises:
-        ValueError: none is meant, or several are; lists them.
+        ValueError: no record or several have that name; the message lists them.
     """
     named = [
         found for found in living if service in (None, found.record.identity, found.record.name, found.record.target)
@@ -70,10 +70,10 @@ def choose(living: Sequence[Found], service: str | None) -> Found:
 
 
 def end_on_ray(address: str, events: Events, service: str | None = None) -> int:
-    """End the service that a Ray runs, where it is the one that is meant; None is any. The exit status.
+    """End the service that a Ray runs, if it is `service`; None is any. Returns the exit status.
 
     Raises:
-        ValueError: it is another.
+        ValueError: the Ray runs another service, or none.
         ConnectionError: the Ray cannot be joined.
     """
     start_ray(address)
@@ -98,8 +98,8 @@ def end_on_ray(address: str, events: Events, service: str | None = None) -> int:
         ray.shutdown()
 
 
-def is_over(found: Found) -> bool:
-    """Whether the service of a `serve` that has ended is not there any more. One that cannot be asked may be."""
+def has_ended(found: FoundRecord) -> bool:
+    """Whether the service is gone, too, where its `serve` has ended. A Ray that cannot be asked may still run it."""
     if found.record.owns_ray:
         return True
     take_a_token()
@@ -113,14 +113,14 @@ def is_over(found: Found) -> bool:
         return False
 
 
-def end_serve(found: Found, holder: int, events: Events) -> int:
+def end_serve(found: FoundRecord, holder: int, events: Events) -> int:
     """Do what Ctrl-C does to the `serve` that holds the record, and wait for its end.
 
     Raises:
         ConnectionError: that process cannot be reached from here.
     """
     with _process(holder) as process:
-        # A process that still holds the record held it when it was opened: its number is not another's by now.
+        # It held the record before and after its descriptor was opened, so the descriptor is of no other process.
         if process is None or holder_of(found.path) != holder:
             raise ConnectionError(f"the `serve` of {found.record}, process {found.record.pid}, is not to be seen here")
         events.tell("ending", f"ending {found.record}", identity=found.record.identity)
@@ -136,10 +136,10 @@ def end_serve(found: Found, holder: int, events: Events) -> int:
 
 @contextlib.contextmanager
 def _process(pid: int) -> Iterator[int | None]:
-    """A descriptor of that process, None where there is none; it becomes readable at the process's end."""
+    """A descriptor that becomes readable when that process ends; None where there is no such process."""
     try:
         descriptor = os.pidfd_open(pid)
-    except OSError:  # 0 is a process that has no number here
+    except OSError:  # or the number is 0: the process is in another namespace
         yield None
         return
     try:

@@ -11,9 +11,9 @@ STOP_TIMEOUT_S = 30.0
 
 
 def end_service(controller: Any, identity: str | None, events: Events, what: str = "") -> bool:
-    """End the service of this identity. False where its controller, or a part, was hung and had to be swept away.
+    """End the service of this identity. Returns False where the controller or a part was hung and had to be killed.
 
-    The controller goes last: as long as its name is taken, nobody starts another service here.
+    The controller ends last: as long as its name is taken, nobody can start another service on this Ray.
     """
     import ray
 

@@ -42,9 +42,7 @@ def follow(
 ) -> bool:
     """Show how the service comes up. True once it is ready, False when it cannot be or the user ended it.
 
-    Where it listens is recorded.
-
-    Raises as `_status` and `watch.check` do.
+    The port goes into `record` once it is open. Raises as `_status` and `watch.check` do.
     """
     said, listening, kernels = "", False, ""
     with Poll(lambda: _status(controller, spec), POLL_S) as statuses:

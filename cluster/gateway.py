@@ -56,8 +56,8 @@ STREAMS_OF_A_CONNECTION = OPEN_CALLS // 2 + OPEN_CALLS // 8
 """One user's share of open calls, and a quarter more for calls that are ending. gRPC refuses further streams by itself.
 It counts a stream that was reset until the event loop has come to it, which bounds what resets in a row can pile up."""
 ENDING_STREAMS = STREAMS_OF_A_CONNECTION // 2
-"""Streams beyond these that have ended, but whose calls are not yet gone from memory. Without them gRPC itself refused
-2,286 of 10,000 honest calls on one connection."""
+"""How many streams beyond these may have ended while their calls are still in memory. Without this room gRPC itself
+refuses honest calls: 2,286 of 10,000 on one connection."""
 PENDING_CALLS = 4 * STREAMS_OF_A_CONNECTION
 """Calls of one method that have come in and wait for the event loop. gRPC cancels further ones, in silence."""
 WINDOW_BYTES = 1 << 16

@@ -1,4 +1,4 @@
-"""The stages agree on their kernels: each tells of its node, a CPU that nobody knows is probed, one choice is made."""
+"""Chooses the kernels of all stages by facts about their nodes: asks each stage, and probes a CPU that is unknown."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.stages.cpu import Cpu
 from tramontane.stages.kernel_choice import Decision, NodeKernels, Speeds, decide, probed_speeds, table_speeds
-from tramontane.stages.variants import KernelChoice, numbers_of, set_of
+from tramontane.stages.variants import KernelChoice, kernel_set, numbers_of
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 600.0
-"""Most of it for a compiler that may have to make every variant."""
+"""How long a probe may take; most of it is for a compiler that may have to build every variant."""
 
 
 async def agree_on_kernels(spec: ServiceSpec, stages: Sequence[StageControl], platform: Platform) -> Decision:
-    """What each stage is to compute with.
+    """Choose the kernels of each stage.
 
     Raises:
         ValueError: see `decide`.
     """
-    if spec.device != "cpu" or set_of(spec.kernels) != "native":
+    if spec.device != "cpu" or kernel_set(spec.kernels) != "native":
         return Decision((KernelChoice(kernels=spec.kernels or "cuda"),) * len(stages), ())
     nodes = await asyncio.gather(*(stage.node_kernels() for stage in stages))
     for node in nodes:
@@ -41,15 +41,15 @@ async def agree_on_kernels(spec: ServiceSpec, stages: Sequence[StageControl], pl
     return decide(nodes, numbers, spec.kernels, speeds_of, allow_mixed=spec.allow_mixed_numerics)
 
 
-def _is_probe_wanted(nodes: Sequence[NodeKernels], numbers: str, wish: str | None, here: Cpu) -> bool:
-    """Whether there is a choice, the table does not make it, and a probe of this CPU would tell anything of stages."""
+def _is_probe_wanted(nodes: Sequence[NodeKernels], numbers: str, requested: str | None, here: Cpu) -> bool:
+    """Whether a probe helps: there is a choice, the table does not make it, and a stage has this machine's CPU."""
     mine = [node for node in nodes if node.cpu.model == here.model]
-    is_open = wish in (None, "native") and any(len(node.variants(numbers)) > 1 for node in mine)
+    is_open = requested in (None, "native") and any(len(node.variants(numbers)) > 1 for node in mine)
     return is_open and table_speeds(here, numbers) is None
 
 
 async def _probe(platform: Platform) -> Speeds | None:
-    """Without one, the order of the variants decides."""
+    """The speeds that a probe finds; None where it fails or says little, and then the order of the variants decides."""
     try:
         found = await platform.probe_kernels()
     except (OSError, ValueError, TimeoutError) as error:
@@ -60,11 +60,11 @@ async def _probe(platform: Platform) -> Speeds | None:
 
 
 async def probe_in_child(words: Sequence[str]) -> dict[str, float]:
-    """Probe in a process of its own, since torch stays out of the controller's. `words` are dtype and weights.
+    """Probe in a child process, since torch stays out of the controller. `words` are dtype and quantization.
 
     Raises:
-        ValueError: it fails; the last line that it said.
-        TimeoutError: it does not end.
+        ValueError: the child fails; the message is its last line.
+        TimeoutError: the child does not end.
     """
     command = [sys.executable, "-m", "tramontane.stages.kernels.native.speeds", *words]
     child = await asyncio.create_subprocess_exec(

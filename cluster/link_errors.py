@@ -1,4 +1,4 @@
-"""How a link ends, blocking or asyncio."""
+"""The exception of links that have ended, blocking and asyncio ones."""
 
 from __future__ import annotations
 

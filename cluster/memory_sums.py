@@ -1,7 +1,7 @@
-"""What a pipeline's stages need in memory, held against what their places have. Sums of plain numbers.
+"""The memory that a pipeline's stages need, compared with the memory where they may run. Sums of plain numbers.
 
-Stages that share a place add up. Which place a stage comes to is not known beforehand, so each place has to hold the
-most demanding of the stages that it may get.
+The needs of stages that share a place add up. Ray chooses the places afterwards, so each place has to hold the most
+demanding of the stages that it may get.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from tramontane.stages.stage_memory import StageMemory
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """Where stages may come to stand: a node's memory, or a GPU's. Amounts are bytes."""
+    """The memory of a place where stages may run: a node's, or a GPU's. Amounts are bytes."""
 
     place: str
-    """For people: `this machine`."""
+    """The place's name, for people: `this machine`."""
     free: int
-    """What stages may have there, all together."""
+    """What all stages together may take there."""
     stages: int
-    """The most stages that may come there."""
+    """The most stages that may run there."""
     each: int
-    """What a stage takes beside weights, KV and buffers: its process, or the device's own part."""
+    """What each stage takes beside weights, KV and buffers: its process, or the device's context."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sum:
-    """What the most demanding stages need at one place."""
+class MemorySum:
+    """The memory that the most demanding stages need at one place."""
 
     room: Room
     stages: int
     weights: int
     kv: int
     buffers: int
-    """For loading or for a step, whichever needs more with the KV that is there by then."""
+    """What is needed beside weights and KV, while loading or in a step: whichever total is larger."""
 
     @property
     def processes(self) -> int:
-        """What the stages take by being there."""
+        """What the stages' processes take."""
         return self.stages * self.room.each
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """What all the stages need."""
         return self.weights + self.kv + self.buffers + self.processes
 
     @property
     def over(self) -> int:
-        """What is lacking; below 0 is what is left."""
+        """The bytes that are lacking; a negative number is what is left."""
         return self.total - self.room.free
 
     def __str__(self) -> str:
-        """A sentence.
+        """The sum as a sentence.
 
         >>> room = Room(place="a node", free=8 * 2**30, stages=2, each=2**29)
         >>> print(sum_at(room, [StageMemory(weights=3 * 2**30, loading=0, buffers=2**28)] * 2, kv=[2**29, 2**30]))
@@ -65,11 +65,11 @@ class Sum:
         return f"{who} {in_units(self.total)} of {in_units(self.room.free)} on {self.room.place}: {told}"
 
 
-def sum_at(room: Room, stages: Sequence[StageMemory], kv: Sequence[int]) -> Sum:
-    """`kv` has an entry for each stage: the bytes of its keys and values."""
+def sum_at(room: Room, stages: Sequence[StageMemory], kv: Sequence[int]) -> MemorySum:
+    """The sum at one place. `kv` has the bytes of keys and values of each stage."""
     demanding = sorted(zip(stages, kv, strict=True), key=lambda each: each[0].need(each[1]), reverse=True)
     there = demanding[: room.stages]
-    return Sum(
+    return MemorySum(
         room=room,
         stages=len(there),
         weights=sum(stage.weights for stage, _ in there),
@@ -78,14 +78,14 @@ def sum_at(room: Room, stages: Sequence[StageMemory], kv: Sequence[int]) -> Sum:
     )
 
 
-def worst_sum(rooms: Sequence[Room], stages: Sequence[StageMemory], kv: Sequence[int]) -> Sum | None:
-    """Where most is lacking, or least is left; None where there are no rooms."""
+def worst_sum(rooms: Sequence[Room], stages: Sequence[StageMemory], kv: Sequence[int]) -> MemorySum | None:
+    """The sum of the place where most is lacking, or least is left; None where no stage can run in any of `rooms`."""
     sums = (sum_at(room, stages, kv) for room in rooms if room.stages)
     return max(sums, key=lambda each: each.over, default=None)
 
 
 def in_units(size: int) -> str:
-    """Bytes for people.
+    """A number of bytes, for people.
 
     >>> in_units(2**20), in_units(1536 * 2**20), in_units(512 * 2**20)
     ('1 MiB', '1.5 GiB', '512 MiB')

@@ -83,7 +83,7 @@ class Welcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: carried whole from the validated request to the microbatch."""
+    """How the next token is chosen. Carried whole from the validated request to the scheduler's sequence."""
 
     temperature: float = 1.0
     """0 is greedy, and ignores the filters."""
@@ -94,12 +94,12 @@ class Sampling:
     min_p: float = 0.0
     """0 is off."""
     seed: int = 0
-    """With a token's position, all that its noise depends on; unsigned, 64 bits."""
+    """The noise of a token depends on this and its position alone; unsigned, 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping:
-    """When the router ends a completion: carried whole, as `Sampling` is. Stop strings stay at the gateway."""
+    """When the router ends a completion. Carried whole, as `Sampling` is. Stop strings stay at the gateway."""
 
     max_tokens: int
     """Tokens to generate at most; with the prompt no more than the context."""

@@ -1,9 +1,9 @@
-"""What the files of a checkpoint folder beside `tokenizer.model` say of ids. Pure.
+"""Reads what a checkpoint folder's files beside `tokenizer.model` say about token ids. Pure.
 
-config.json, generation_config.json    BOS, EOS and padding, by id
+config.json, generation_config.json    the ids of BOS, EOS and padding
 added_tokens.json                      tokens that were added after the tokenizer's own: text -> id
-tokenizer.json                         its pieces, and added tokens, each special or not
-tokenizer_config.json                  added tokens, each special or not; who plays which role, by text
+tokenizer.json                         the tokenizer's pieces, and added tokens, each special or not
+tokenizer_config.json                  added tokens, each special or not; the texts of BOS, EOS and so on
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ LARGEST_ID = 2**31 - 1
 
 @dataclass(kw_only=True)
 class NamedIds:
-    """All of it, before anybody has looked how many rows the model has."""
+    """What the files say, whether the model has rows for these ids or not."""
 
     texts: dict[int, str] = field(default_factory=dict)
-    """Of added tokens."""
+    """The text of each added token."""
     special: set[int] = field(default_factory=set)
-    """Of those, and of the tokenizer's own: ids that a file calls special, which print nothing."""
+    """Ids that a file calls special, added ones and the tokenizer's own. They print nothing."""
     pieces: dict[str, int] = field(default_factory=dict)
-    """Of `tokenizer.json`."""
+    """The id of each piece in `tokenizer.json`."""
     roles: set[int] = field(default_factory=set)
-    """Ids that `config.json` or `generation_config.json` name."""
+    """Ids that `config.json` or `generation_config.json` name as BOS, EOS or padding."""
     eos_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """By file; the first that has some is right."""
+    """The EOS ids of each file, by its path; the first file that has some counts."""
     eos_text: str | None = None
+    """The token that `tokenizer_config.json` calls EOS."""
 
     @classmethod
     def read(cls, files: SmallFiles) -> NamedIds:
-        """Of a checkpoint folder.
+        """Read a checkpoint folder's files.
 
         Raises:
-            ValueError: a file is not of its form; names file, key and value.
+            ValueError: a file does not have its form; the message names file, key and value.
         """
         ids = cls()
         for name in (GENERATION, CONFIG):
@@ -59,7 +60,7 @@ class NamedIds:
         return ids
 
     def id_of(self, text: str) -> int | None:
-        """Of an added token, or of a piece of `tokenizer.json`."""
+        """The id of an added token, or else of a piece in `tokenizer.json`."""
         added = next((token_id for token_id, added in self.texts.items() if added == text), None)
         return self.pieces.get(text) if added is None else added
 
@@ -108,7 +109,7 @@ class NamedIds:
 
 
 def _ids(path: Path, key: str, value: Any) -> tuple[int, ...]:
-    """None, one id or a list of ids."""
+    """The ids of a value that is null, one id or a list of ids."""
     listed = [] if value is None else value if isinstance(value, list) else [value]
     return tuple(_id(path, key, token_id) for token_id in listed)
 
@@ -132,13 +133,13 @@ def _listed(value: Any) -> Iterable[Any]:
 
 
 def _text(token: Any) -> str | None:
-    """A token by its text, or as an object with its text."""
+    """The text of a token, which is written as its text or as an object that holds it."""
     content = token.get("content") if isinstance(token, dict) else token
     return _whole(content) if isinstance(content, str) else None
 
 
 def _whole(text: str) -> str:
-    """JSON may hold halves of characters, which no bytes stand for."""
+    """The text with lone surrogates replaced: JSON may hold them, and UTF-8 cannot encode them."""
     return text.encode(errors="replace").decode()
 
 

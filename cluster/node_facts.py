@@ -1,4 +1,4 @@
-"""What a node offers to a service, as plain values, and how they are found on this machine before Ray is started."""
+"""The CPUs, GPUs and memory that a node offers, as plain values; found on this machine before Ray starts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Of drivers: Nvidia's, AMD's, that of Linux within Windows."""
 THIS_MACHINE = "this machine"
 SERVICE_BYTES = 1 << 30
-"""Of all that a service starts beside stages: Ray's processes, controller, router, gateway, and `serve` itself. Idle
-they had 553 MB together (2026-11-28); connections take more."""
+"""What a service takes beside its stages: Ray's processes, controller, router, gateway and `serve` itself. They take
+about half of this when idle; connections take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """Memory that is None is not known, and then nothing is held against it."""
+    """What one node offers. Memory that is None is not known, and then counts as enough."""
 
     name: str
-    """For people."""
+    """The node's name, for people."""
     cpus: float = 0.0
     gpus: float = 0.0
-    """Infinite where they are not counted yet."""
+    """Infinite where Ray has yet to count them."""
     free_memory: int | None = None
     """Bytes that stages may have."""
     free_gpu_memory: tuple[int, ...] | None = None
-    """The same of each GPU."""
+    """The same for each GPU."""
 
 
 def this_machine(*, with_gpus: bool, environment: Mapping[str, str] = os.environ) -> NodeFacts:
-    """Of this machine, as processes started from here will find it; its CPUs are for Ray to count."""
+    """The facts of this machine, for processes started from here. Ray counts the CPUs, so they are left out."""
     free = max(0, free_memory() - SERVICE_BYTES)
     if not with_gpus:
         return NodeFacts(name=THIS_MACHINE, free_memory=free)
@@ -82,7 +82,7 @@ def visible_gpus(table: str, visible: str | None) -> list[int | None]:
 
 
 def _gpu_table() -> str:
-    """Empty where there is no driver, or it does not answer."""
+    """The answer of nvidia-smi; empty where there is no driver, or no answer."""
     try:
         # By its name in PATH, which is where drivers put it.
         return subprocess.run(  # noqa: S603

@@ -1,8 +1,8 @@
-"""How much memory this process's node has left for a service: the system's own word, and that of each control group.
+"""Measures how much memory this node has left for a service, by the system and by each control group.
 
-A container, a systemd slice or a batch system limits a control group, and all groups above it count as well. Ray looks
-at the system and at the group that is mounted as the root, which is the container's where this is one; other limits it
-does not see, and the kernel kills at them without a word. In whatever limits, pages that only cache files are free.
+Containers, systemd slices and batch systems limit a control group, and the limits of all groups above it count as well.
+Ray looks at the system and at the group that is mounted as the root, which in a container is the container's. It does
+not see other limits, and the kernel kills at them without a word. Pages that only cache files count as free.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 import psutil
 
 USABLE = 0.95
-"""Of a limit. Ray ends workers where more is used (RAY_memory_usage_threshold, as it comes)."""
+"""The part of a limit that may be used. Beyond it Ray ends workers (the default of RAY_memory_usage_threshold)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the system or of a control group."""
+    """The memory of the system or of a control group, in bytes."""
 
     limit: int
     used: int
-    """Without what would be given back at once: pages of files."""
+    """Without pages of files, which the kernel gives back at once."""
 
     @property
     def free(self) -> int:
-        """What a service may take."""
+        """The bytes that a service may take."""
         return max(0, int(USABLE * self.limit) - self.used)
 
 
@@ -40,9 +40,9 @@ def free_memory(root: Path = Path("/")) -> int:
 
 
 def group_memories(root: Path = Path("/")) -> Iterator[Memory]:
-    """Of each control group with a limit that this process is in, from its own to the outermost one that is mounted.
+    """The memory of each control group with a limit that holds this process, from its own to the outermost one mounted.
 
-    Both versions of control groups are read. `root` is for tests.
+    Reads both versions of control groups. `root` is for tests.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -63,7 +63,7 @@ def group_memories(root: Path = Path("/")) -> Iterator[Memory]:
 
 
 def _group_memory(group: Path, limit: str, used: str, *caches: str) -> Memory | None:
-    """None where there is no such group, or it has no limit."""
+    """The memory of one group; None where there is no such group, or it has no limit."""
     most, now = _read(group / limit).strip(), _read(group / used).strip()
     if not most.isdecimal() or not now.isdecimal():
         return None

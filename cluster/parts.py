@@ -22,7 +22,7 @@ class StageControl(Protocol):
     """A stage worker seen from the controller; the router's view of it is `router.StagePort`."""
 
     async def node_kernels(self) -> NodeKernels:
-        """What decides which kernels can run there. Compiles those that the node would choose by itself."""
+        """The facts that decide which kernels can run there. Compiles those that the node would choose by itself."""
         ...
 
     async def load(self, kernels: KernelChoice) -> LoadedStage:
@@ -125,11 +125,11 @@ class Platform(Protocol):
         ...
 
     def cpu(self) -> Cpu:
-        """Of the node on which `serve` runs, and the controller."""
+        """The CPU of the node on which `serve` and the controller run."""
         ...
 
     async def probe_kernels(self) -> dict[str, float]:
-        """How fast the variants are there: a short measurement, done once in that node's life."""
+        """The speeds of the variants on that node, by a short measurement that its user's cache keeps."""
         ...
 
     async def record(self, spec: ServiceSpec) -> None:

@@ -10,9 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from tramontane.cluster.entrance import Entrance
-from tramontane.cluster.kv_plan import KVPlanner, KVWishes
+from tramontane.cluster.kv_plan import KVOptions, KVPlanner
 from tramontane.cluster.memory_sums import Room
-from tramontane.cluster.model_place import find_model
+from tramontane.cluster.model_dir import resolve_model_dir
 from tramontane.cluster.node_facts import NodeFacts
 from tramontane.cluster.scheduler_options import SchedulerOptions
 from tramontane.cluster.spec import ServiceSpec
@@ -23,14 +23,14 @@ from tramontane.stages.config import ModelConfig
 from tramontane.stages.folder import CONFIG, TOKENIZER, SmallFiles
 from tramontane.stages.split import split_as, split_layers
 from tramontane.stages.stage_memory import stage_memory
-from tramontane.stages.variants import DEVICES, check_wish, set_of
+from tramontane.stages.variants import DEVICES, check_requested, kernel_set
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "deploy" / "embedded"
 OTHER_TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model.v*")
 STAGE_PROCESS_BYTES = 400 * 2**20
-"""Of a stage's process, torch and a step's threads; one without weights had 198 MB of its own (2026-11-28)."""
+"""What a stage's process takes beside weights, KV and buffers: torch and a step's threads. Idle it takes half."""
 GPU_CONTEXT_BYTES = 1 << 30
-"""Of CUDA's context and its libraries' work space."""
+"""What CUDA's context and its libraries' work space take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class ServeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadModel:
-    """A checkpoint as `serve` has read it, once, for plans that may be made again when more is known of the cluster."""
+    """A checkpoint that `serve` has read. It is read once, and planned for again when the cluster is known."""
 
     name: str
     folder: Path
@@ -107,7 +107,7 @@ class ReadModel:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What of the folder is not used, though its owner may count on it, a line each."""
+        """What the folder holds and the service does not use, though its owner may count on it, a line each."""
         remarks = list(self.vocabulary.remarks)
         if "auto_map" in self.files.json(CONFIG):
             remarks.append(f"{CONFIG} names code of its own (auto_map), which is not run")
@@ -122,9 +122,9 @@ def read_model(options: ServeOptions) -> ReadModel:
     """Read and check the folder that the options name.
 
     Raises:
-        ValueError: the checkpoint or its tokenizer is not right, or cannot be cut so; names file or option.
+        ValueError: the checkpoint or its tokenizer is wrong, or cannot be split so; the message names file or option.
     """
-    folder, name = find_model(options.model_dir or EMBEDDED)
+    folder, name = resolve_model_dir(options.model_dir or EMBEDDED)
     files = SmallFiles.read(folder)
     config = ModelConfig.read(files)
     spans = split_as(config, options.split) if options.split else split_layers(config, options.stages)
@@ -150,8 +150,8 @@ def plan_service(
 ) -> ServiceSpec:
     """Turn options, a checkpoint and what each node of the cluster offers into the spec of a service.
 
-    Without nodes nothing is known of the cluster yet, and only what would be wrong on any is refused. A plan that is
-    made again keeps its `identity`.
+    Without nodes the cluster is not known yet, and only options are refused that are wrong on any cluster. A plan
+    that is made again keeps its `identity`.
 
     Raises:
         ValueError: an option is not right, or the nodes cannot hold what it asks for; names option, limit and value.
@@ -159,13 +159,13 @@ def plan_service(
     stages = len(model.spans)
     cpus = options.cpus_per_stage or share_of_nodes([node.cpus for node in nodes], stages)
     device = _device(options, nodes, stages)
-    check_wish(options.kernels, device=device, quantize=options.quantize)
+    check_requested(options.kernels, device=device, quantize=options.quantize)
     rooms = gpu_rooms(nodes) if device == "cuda" else node_rooms(nodes, stages, cpus)
     kv = KVPlanner(
         model.config,
         model.spans,
         model.dtype,
-        KVWishes(
+        KVOptions(
             max_context=options.max_context,
             kv_memory=options.kv_memory,
             kv_length=options.kv_length,
@@ -216,11 +216,12 @@ def plan_service(
 
 
 def _device(options: ServeOptions, nodes: Sequence[NodeFacts], stages: int) -> str:
-    """Where stages compute."""
+    """The stages' device: cpu or cuda."""
     gpus = sum(node.gpus for node in nodes)
     if options.device == "auto":
         # 8-bit weights are the native CPU kernels' alone.
-        on_both = options.quantize is None and (options.kernels is None or "cuda" in DEVICES[set_of(options.kernels)])
+        devices = DEVICES[kernel_set(options.kernels)]
+        on_both = options.quantize is None and (options.kernels is None or "cuda" in devices)
         return "cuda" if options.kernels == "cuda" or (gpus >= stages and on_both) else "cpu"
     if options.quantize is not None and options.device != "cpu":
         raise ValueError(
@@ -236,7 +237,7 @@ def _device(options: ServeOptions, nodes: Sequence[NodeFacts], stages: int) -> s
 
 
 def node_rooms(nodes: Sequence[NodeFacts], stages: int, cpus_per_stage: float) -> list[Room]:
-    """Where stages that compute on CPUs may come: a node takes as many as have CPUs there, a single node all."""
+    """The nodes' memory for stages on CPUs. A node takes as many stages as it has CPUs for; a single node takes all."""
     return [
         Room(
             place=node.name,
@@ -250,7 +251,7 @@ def node_rooms(nodes: Sequence[NodeFacts], stages: int, cpus_per_stage: float) -
 
 
 def gpu_rooms(nodes: Sequence[NodeFacts]) -> list[Room]:
-    """Where stages that compute on GPUs may come: one to each."""
+    """The GPUs' memory for stages on GPUs, one stage to each."""
     return [
         Room(place=f"GPU {index} of {node.name}", free=free, stages=1, each=GPU_CONTEXT_BYTES)
         for node in nodes

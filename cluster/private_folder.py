@@ -66,7 +66,7 @@ def sockets_folder(identity: str, environment: Mapping[str, str] = os.environ) -
 
 
 def services_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where this user's `serve` commands on this node record what they serve. It is there then, and private.
+    """The folder where this user's `serve` commands record their services. It is made if it is not there, and private.
 
     Raises:
         ValueError: see `check_private`.
@@ -131,7 +131,7 @@ class SharedFolder:
 
 
 def _runtime(environment: Mapping[str, str]) -> Path:
-    """For what ends with this user's session, where there is a folder of this user's alone; else a temporary one."""
+    """Our folder below XDG_RUNTIME_DIR, where that is this user's alone; else the one in the temporary folder."""
     session = environment.get("XDG_RUNTIME_DIR")
     if session and Path(session).is_absolute():
         with contextlib.suppress(OSError, ValueError):

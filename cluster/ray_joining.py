@@ -1,7 +1,8 @@
-"""Asks a Ray before it is joined. Ray's own client tries for 20 s, prints a line for each try, and names no cause.
+"""Asks a Ray whether this process can join it, and says in one line why not.
 
-The GCS answers `CheckAlive` with Ray's version; one that asks for a token answers nothing without it. To be imported
-once RAY_AUTH_MODE is set, since Ray reads it when it is imported.
+Ray's own client tries for 20 s, prints a line for each try, and names no cause. The GCS answers `CheckAlive` with Ray's
+version; one that asks for a token answers nothing without it. Import this module once RAY_AUTH_MODE is set: Ray reads
+the variable when it is imported.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ from tramontane.cluster.spec import NAMESPACE, SPEC_KEY, names_in
 
 MOST_PORT = 65535
 REACH_TIMEOUT_S = 5.0
-"""For a connection, and for each answer."""
+"""How long connecting may take, and each answer."""
 NODE_TIMEOUT_S, NODE_PERIOD_S = 10.0, 0.1
-"""A head that starts listens before its own node is there."""
+"""How long, and how often, the node of this machine is looked for: a head listens before its own node is there."""
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"  # noqa: S105  (names)
 
 
 class NoRay(ConnectionError):  # noqa: N818  (says what is the case)
-    """Nobody listens there, or somebody who is no Ray. One that cannot be reached in time may still be one."""
+    """There is certainly no Ray at the address. (One that cannot be reached in time may be there: ConnectionError.)"""
 
 
 class TokenAsked(ConnectionError):  # noqa: N818
     """A call without a token was refused."""
 
 
-def joinable(address: str) -> str:
-    """The HOST:PORT of the Ray at `address`, which may be `auto`, once it is known that this process can join it.
+def joinable_address(address: str) -> str:
+    """The HOST:PORT of the Ray at `address`, which may be `auto`, after checking that this process can join it.
 
     Raises:
-        ValueError: `address` is neither.
-        ConnectionError: it cannot; says in one line what both sides need.
+        ValueError: `address` is neither HOST:PORT nor auto.
+        ConnectionError: this process cannot join it; the message says in one line what both sides need.
     """
-    address = find(address)
+    address = resolve(address)
     with Gcs(address) as gcs:
         asks = gcs.asks_for_token()
-        hindrance = what_hinders(asks=asks, takes=get_authentication_mode() != AuthenticationMode.DISABLED)
-        if hindrance:
-            raise ConnectionError(f"the Ray at {address} {hindrance}")
+        mismatch = _token_mismatch(asks=asks, takes=get_authentication_mode() != AuthenticationMode.DISABLED)
+        if mismatch:
+            raise ConnectionError(f"the Ray at {address} {mismatch}")
         token = own_token(address) if asks else None
         version = gcs.version(token)
         if version != ray.__version__:
@@ -70,8 +71,8 @@ def joinable(address: str) -> str:
     return address
 
 
-def what_hinders(*, asks: bool, takes: bool) -> str:
-    """What is said of a Ray that asks for a token, or for none, where this side takes one with it, or none."""
+def _token_mismatch(*, asks: bool, takes: bool) -> str:
+    """A predicate about a Ray that `asks` for a token where this side `takes` none along, or the reverse, or empty."""
     if asks and not takes:
         return "asks for a token, and RAY_AUTH_MODE is disabled here: set it to token"
     if takes and not asks:
@@ -83,10 +84,10 @@ def what_hinders(*, asks: bool, takes: bool) -> str:
 
 
 def served_identity(address: str) -> str | None:
-    """The identity of the service that the Ray there runs, None for none. The Ray need not be joined.
+    """The identity of the service that the Ray at `address` runs, None where it runs none. The Ray is not joined.
 
     Raises:
-        ConnectionError: it cannot be asked; NoRay where there is none.
+        ConnectionError: the Ray cannot be asked; NoRay where there is none.
     """
     with Gcs(address) as gcs:
         record = gcs.value(SPEC_KEY, own_token(address) if gcs.asks_for_token() else None)
@@ -94,13 +95,13 @@ def served_identity(address: str) -> str | None:
 
 
 class Gcs:
-    """Questions to the GCS of a Ray that is not joined, from `with` on."""
+    """A connection to the GCS of a Ray that is not joined; a context manager."""
 
     def __init__(self, address: str) -> None:
-        """At HOST:PORT.
+        """Connect to `address`, HOST:PORT.
 
         Raises:
-            ConnectionError: nobody listens there; NoRay where that is certain.
+            ConnectionError: it cannot be reached; NoRay where nobody listens there.
         """
         self._address = address
         self._channel = _channel(_reach(address))
@@ -114,7 +115,7 @@ class Gcs:
         self._channel.close()
 
     def asks_for_token(self) -> bool:
-        """Whether calls without one are refused."""
+        """Whether calls without a token are refused."""
         try:
             self.version(None)
         except TokenAsked:
@@ -122,18 +123,21 @@ class Gcs:
         return False
 
     def version(self, token: str | None) -> str:
-        """Ray's version."""
+        """The version of the Ray."""
         ask = services.NodeInfoGcsServiceStub(self._channel).CheckAlive
         return str(self._answer(ask, pb.CheckAliveRequest(), token).ray_version)
 
     def raylet_sockets(self, token: str | None) -> list[str]:
-        """Where programs on the node of each living raylet reach it. Ray aborts a program that finds none."""
+        """The socket paths of all living raylets, by which programs on their nodes reach them.
+
+        Ray aborts a program that finds none on its node.
+        """
         ask = services.NodeInfoGcsServiceStub(self._channel).GetAllNodeInfo
         nodes = self._answer(ask, pb.GetAllNodeInfoRequest(), token).node_info_list
         return [node.raylet_socket_name for node in nodes if node.state == node.ALIVE]
 
     def value(self, key: bytes, token: str | None) -> bytes:
-        """What our namespace of Ray's key-value store holds, empty for nothing."""
+        """The value of a key in our namespace of Ray's key-value store; empty where there is none."""
         ask = services.InternalKVGcsServiceStub(self._channel).InternalKVGet
         return bytes(self._answer(ask, pb.InternalKVGetRequest(namespace=NAMESPACE.encode(), key=key), token).value)
 
@@ -154,8 +158,8 @@ class Gcs:
                     raise NoRay(f"no Ray cluster at {self._address}: what listens there is no Ray's GCS") from None
 
 
-def find(address: str) -> str:
-    """HOST:PORT: that of `auto` is RAY_ADDRESS, or the Ray that runs on this machine.
+def resolve(address: str) -> str:
+    """HOST:PORT of an address. `auto` stands for RAY_ADDRESS, or else for the Ray that runs on this machine.
 
     Raises:
         ValueError: `address` is neither HOST:PORT nor auto.
@@ -175,7 +179,7 @@ def find(address: str) -> str:
 
 
 def _reach(address: str) -> str:
-    """The GCS's HOST:PORT as Ray dials it, with this node's address instead of loopback's; somebody listens there."""
+    """Check that somebody listens. Returns HOST:PORT as Ray dials it: this node's address instead of loopback's."""
     try:
         target = str(canonicalize_bootstrap_address(address))
         host, _, port = target.rpartition(":")
@@ -189,7 +193,7 @@ def _reach(address: str) -> str:
 
 
 def _channel(target: str) -> grpc.Channel:
-    """As Ray's own clients connect."""
+    """A channel to the GCS, with TLS where RAY_USE_TLS asks for it, as Ray's own clients connect."""
     options = [("grpc.enable_http_proxy", 0)]
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return grpc.insecure_channel(target, options)
@@ -198,7 +202,7 @@ def _channel(target: str) -> grpc.Channel:
 
 
 def own_token(address: str) -> str:
-    """The token that Ray finds here.
+    """The token that Ray's client finds on this side.
 
     Raises:
         ConnectionError: there is none, or none that can be sent to `address`.
@@ -219,7 +223,7 @@ def own_token(address: str) -> str:
 
 
 def _place() -> str:
-    """Where Ray found the token, by its order."""
+    """The place where Ray's client found the token: the first of `TOKEN_PLACES` that holds one."""
     if os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return "RAY_AUTH_TOKEN"
     return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"

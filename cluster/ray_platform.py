@@ -145,7 +145,7 @@ def create_controller(spec: ServiceSpec) -> Any:
 
 
 def facts_of_nodes() -> list[NodeFacts]:
-    """What each living node of the cluster offers in all, by Ray's word, which for memory is from the node's start."""
+    """What each living node of the cluster offers in all, as Ray says it. Ray measures memory when a node starts."""
 
     def facts(node: Mapping[str, Any]) -> NodeFacts:
         offered = node["Resources"]
@@ -188,7 +188,7 @@ def served_names() -> tuple[str, str] | None:
 
 
 def served_identity() -> str | None:
-    """The identity alone."""
+    """Identity of the service on this Ray cluster; None where there is none."""
     names = served_names()
     return None if names is None else names[0]
 

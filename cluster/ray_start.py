@@ -16,16 +16,16 @@ OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing of ours goes through Ray's object store; this is near its least size."""
 LOOPBACK = "127.0.0.1"
 LONGEST_SOCKET = 107
-"""Bytes of a unix socket's path."""
+"""The most bytes of a unix socket's path."""
 SOCKET_OF_RAY = "/ray/session_2026-11-28_17-30-00_000000_4194304/sockets/plasma_store"
-"""The longest of those that Ray puts below the temporary folder."""
+"""The longest path that Ray makes below the temporary folder."""
 
 
 def start_ray(address: str | None) -> None:
     """Start a Ray of our own, or join one. Ray reads its environment when it is imported, so that is set first.
 
     Raises:
-        ValueError, ConnectionError: see `joinable`.
+        ValueError, ConnectionError: see `joinable_address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -43,9 +43,9 @@ def start_ray(address: str | None) -> None:
         quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
         ray.init(address="local", **quiet)
         return
-    from tramontane.cluster.ray_joining import joinable
+    from tramontane.cluster.ray_joining import joinable_address
 
-    address = joinable(address)
+    address = joinable_address(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
@@ -53,17 +53,17 @@ def start_ray(address: str | None) -> None:
 
 
 def take_a_token() -> None:
-    """Take Ray's token along, unless the user has said otherwise: before `ray` is imported, which reads it once."""
+    """Make Ray's client use a token, unless the user says otherwise. Ray reads that once, when it is imported."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def check_temporary_folder(environment: Mapping[str, str]) -> None:
-    """Sockets of a Ray of our own have to fit below the temporary folder.
+    """Check that the sockets of a Ray of our own fit below the temporary folder.
 
     Raises:
-        ValueError: its path is too long; names the variable that says so.
+        ValueError: the folder's path is too long; the message names the variable that sets it.
     """
-    # As Ray looks for it.
+    # The order in which Ray looks for it.
     variable = "RAY_TMPDIR" if "RAY_TMPDIR" in environment else "TMPDIR"
     folder = environment.get(variable, "/tmp")  # noqa: S108
     size, most = len(os.fsencode(folder)), LONGEST_SOCKET - len(SOCKET_OF_RAY)

@@ -1,8 +1,7 @@
-"""How large requests may be, and of what. Pure.
+"""Checks the size of a request before it is parsed. Pure.
 
-Parsing is one go of the event loop. Of one text or of packed ids it takes next to nothing, of many small things up to
-25 ms a MiB (empty stop strings, on 2 cores of an Intel Xeon, 2026-11-28). So what may be large is a prompt, and a large
-request is looked through before it is parsed.
+Parsing holds up the event loop. One text or packed ids take next to no time, many small fields up to 25 ms a MiB. So
+only a prompt may be large, and a large request is looked through before it is parsed.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Mapping
 from tramontane.protos import serving_pb2 as pb
 
 BYTES_OF_OPTIONS = 64 << 10
-"""What a request may have beside its prompt. One that has no more in all is not looked through."""
+"""The most bytes that a request may have beside its prompt. A request of no more in all is not looked through."""
 BYTES_OF_A_TOKEN = 64
-"""Of a text. The longest piece of Mistral's vocabularies is 16 spaces, or 48 bytes where U+2581 is written out."""
+"""The bytes that a token may take as text. Mistral's longest piece is 16 spaces, 48 bytes if written as U+2581."""
 BYTES_OF_AN_ID = 8
-"""Of ids, in whatever way they are encoded."""
+"""The bytes that an id may take, in whatever way it is encoded."""
 LEAST_OF_A_FIELD = 64
-"""A field counts as so many bytes beside the prompt, at least: looking through takes a thousand steps at most."""
+"""A field counts as so many bytes at least, so that looking through takes a thousand steps at most."""
 
 _GENERATE = {
     pb.GenerateRequest.TEXT_FIELD_NUMBER: BYTES_OF_A_TOKEN,
@@ -29,22 +28,21 @@ PROMPTS: Mapping[str, Mapping[int, int]] = {
     "/tramontane.v1.Serving/GenerateStream": _GENERATE,
     "/tramontane.v1.Serving/Tokenize": {pb.TokenizeRequest.TEXT_FIELD_NUMBER: BYTES_OF_A_TOKEN},
 }
-"""Of methods that take a prompt: the fields that may hold it, with the bytes that a token may have there. Other methods
-take ids at most, which a client may send as a field each."""
+"""For each method that takes a prompt: the fields that may hold it, with the bytes that a token may have there. Other
+methods take ids at most, and a client may send each id as a field."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Serving"]
 _REQUESTS = {f"/{_SERVICE.full_name}/{method.name}": method.input_type for method in _SERVICE.methods}
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Kinds of fields on the wire. Groups are the past's, and none of ours."""
-
+"""The wire types of protobuf's fields, but for groups, which none of our messages has."""
 
 MOST_FIELDS = 64
-"""So many are looked at to find the largest one; an honest request has no more."""
+"""How many fields are looked at to find the largest; an honest request has no more."""
 
 
 class SizeError(ValueError):
-    """The user's mistake. `field` is the path of the field that is to blame, where there is one."""
+    """A request is too large. `field` is the path of the field that makes it so, where one does."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -52,15 +50,15 @@ class SizeError(ValueError):
 
 
 def request_limit_bytes(context: int) -> int:
-    """The size of a request on the wire: a prompt that fills the context fits."""
+    """The most bytes of a request on the wire. A prompt that fills the context fits."""
     return BYTES_OF_OPTIONS + BYTES_OF_A_TOKEN * context
 
 
 def check_size(method: str, body: bytes, context: int) -> None:
-    """Look through a request that has not been parsed.
+    """Check the size of a request that has not been parsed.
 
     Raises:
-        SizeError: it is too large, or too much of it is no prompt; names limit and value.
+        SizeError: the request is too large, or too much of it is no prompt; the message names limit and value.
     """
     if len(body) <= BYTES_OF_OPTIONS:
         return
@@ -75,7 +73,7 @@ def check_size(method: str, body: bytes, context: int) -> None:
 
 
 def largest_field(method: str, body: bytes) -> str | None:
-    """Which field makes a request large, as a path; None where that cannot be said.
+    """The path of the field that makes a request large; None where no field does.
 
     >>> largest_field("/tramontane.v1.Serving/Generate", pb.GenerateRequest(text="abc").SerializeToString())
     'text'
@@ -97,6 +95,7 @@ def largest_field(method: str, body: bytes) -> str | None:
 
 
 def _look_through(body: bytes, prompts: Mapping[int, int], context: int) -> None:
+    """Add up the bytes of the prompt and those beside it, and refuse either that is too large."""
     place, beside, held = 0, 0, dict.fromkeys(prompts, 0)
     while place < len(body):
         number, size, end = _field(body, place)
@@ -116,7 +115,7 @@ def _look_through(body: bytes, prompts: Mapping[int, int], context: int) -> None
 
 
 def _field(body: bytes, place: int) -> tuple[int, int, int]:
-    """The number of the field there, the bytes of its content where it is bytes, and the place behind it."""
+    """The field at `place`: its number, the size of its content where that is bytes, and the place behind the field."""
     tag, place = _varint(body, place)
     size, kind = 0, tag & 7
     if kind == VARINT:
@@ -131,7 +130,7 @@ def _field(body: bytes, place: int) -> tuple[int, int, int]:
 
 
 def _varint(body: bytes, place: int) -> tuple[int, int]:
-    """The number there, and the place behind it."""
+    """The number at `place`, and the place behind it."""
     value = 0
     for index in range(10):
         if place + index >= len(body):

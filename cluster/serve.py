@@ -22,7 +22,7 @@ from tramontane.cluster.private_folder import SharedFolder, logs_folder, service
 from tramontane.cluster.ray_session import OwnSession
 from tramontane.cluster.ray_start import check_temporary_folder, leave, start_ray
 from tramontane.cluster.ray_watch import RayGone, RayWatch
-from tramontane.cluster.service_records import RecordFile, ServiceRecord, remove_over
+from tramontane.cluster.service_records import RecordFile, ServiceRecord, remove_ended
 from tramontane.cluster.site import configured_secret
 from tramontane.cluster.spec import NAMESPACE, ServiceSpec
 
@@ -56,7 +56,7 @@ def serve(options: ServeOptions) -> int:
     if configured_secret(os.environ) is None:
         sockets.secret()
     services = services_folder()
-    remove_over(services)
+    remove_ended(services)
 
     events, ending = Events.alone_on_stdout(as_json=options.as_json), threading.Event()
     for warning in (*warnings, *model.remarks):

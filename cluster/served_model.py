@@ -20,7 +20,7 @@ class ServedModel:
     context: int
     """Prompt and completion together, in tokens; at most the checkpoint's."""
     context_lowered: str = ""
-    """Why it is less than the checkpoint's, where nobody asked so."""
+    """Why the context is less than the checkpoint's although nobody asked for less; else empty."""
     dtype: str
     stages: int
     version: str
@@ -30,10 +30,10 @@ class ServedModel:
     tokenizer: Tokenizer | None
     """None where the checkpoint has none: ids in, ids out."""
     quantization: str = ""
-    """How weights are held where it is not in `dtype`."""
+    """How weights are held where that is not in `dtype`: int8."""
 
     def info(self, *, reason: str) -> pb.ModelInfo:
-        """For the wire; `reason` says why it is not serving, and is empty while it is."""
+        """The model's description for users. `reason` says why it is not serving, and is empty while it is."""
         return pb.ModelInfo(
             name=self.name,
             architecture=self.config.architecture,

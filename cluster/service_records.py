@@ -1,8 +1,9 @@
-"""What this user's `serve` commands on this node serve, a file each: `down` ends these services and no others.
+"""The records of the services that this user has started on this node, one file each. `down` ends these and no others.
 
-A record is a JSON object in a file that this user alone reads. It may grow: readers pass over keys that they do not
-know. The `serve` that wrote it holds a lock on it, which the kernel lets go of when that process ends, however it ends,
-and whose holder the kernel names. A record without a holder is of a service that was left running, or is over.
+A record is a JSON object in a file that this user alone can read. Readers pass over keys that they do not know, so that
+records can grow. The `serve` that wrote a record holds a lock on the file. The kernel names the lock's holder, and
+releases the lock when that process ends, however it ends. A record without a holder belongs to a service that was left
+running, or to one that has ended.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from typing import Any
 
 LONGEST_RECORD = 64 * 1024
 LOCK = "hhqqi4x"
-"""The kernel's `struct flock`: type, whence, start, length, process."""
+"""The layout of the kernel's `struct flock`: type, whence, start, length, process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceRecord:
-    """One service, as the `serve` that brought it up has recorded it."""
+    """One service, as its `serve` has recorded it."""
 
     identity: str
     name: str
-    """The model's, towards users."""
+    """The model's name towards users."""
     ray: str
-    """The GCS's HOST:PORT."""
+    """HOST:PORT of the Ray's GCS."""
     owns_ray: bool
-    """This Ray ends with `serve`, and nobody else can join it."""
+    """The Ray was started by this `serve` and ends with it."""
     namespace: str
-    """Of its actors on that Ray."""
+    """The Ray namespace of the service's actors."""
     pid: int
-    """Of `serve`."""
+    """The process id of `serve`."""
     target: str = ""
     """HOST:PORT for clients; empty before the port is open."""
 
     def __str__(self) -> str:
-        """For people.
+        """The service in one line, for people.
 
         >>> record = ServiceRecord(identity="5e", name="embedded", ray="10.0.0.1:6379", owns_ray=False,
         ...     namespace="tramontane", pid=7, target="127.0.0.1:50051")
@@ -59,24 +60,24 @@ class RecordFile:
     """The record of this process's service, held until `close` or the process's end."""
 
     def __init__(self, folder: Path, record: ServiceRecord) -> None:
-        """Write it. `folder` is private (`services_folder`).
+        """Write the record to `folder`, which is private (`services_folder`).
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the record cannot be written.
         """
         self._path = folder / f"{record.identity}.json"
         self._record = record
         self._descriptor = self._write()
 
     def add(self, **facts: Any) -> None:
-        """Write it again with what has become known since; what cannot be written leaves it as it was."""
+        """Write the record again with these facts. Where that fails the record stays as it was."""
         self._record = replace(self._record, **facts)
         with contextlib.suppress(OSError):
             older, self._descriptor = self._descriptor, self._write()
             os.close(older)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of it. One that is not removed is of a service that runs on."""
+        """Release the lock. A record that is not removed belongs to a service that runs on."""
         if self._descriptor >= 0:
             if remove:
                 self._path.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ class RecordFile:
             self._descriptor = -1
 
     def _write(self) -> int:
-        """Appears whole, and locked; the descriptor that holds the lock."""
+        """Put the record in place, whole and locked at once. Returns the descriptor that holds the lock."""
         descriptor, mine = tempfile.mkstemp(dir=self._path.parent)  # of mode 600
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX)
@@ -98,20 +99,20 @@ class RecordFile:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecord:
     """A record as a reader finds it."""
 
     path: Path
     record: ServiceRecord
     holder: int | None
-    """The process that holds it, 0 where that is not visible from here; None for nobody."""
+    """The process that holds the lock; 0 where it is not visible from here, None where nobody holds it."""
 
 
-def read_records(folder: Path) -> tuple[list[Found], list[str]]:
-    """All records of this user, by name, and a line about each file that holds none."""
+def read_records(folder: Path) -> tuple[list[FoundRecord], list[str]]:
+    """All records of this user, by model and target, and a line about each file that is no record."""
     found, flaws = [], []
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(FileNotFoundError):  # its service has ended meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the service has ended meanwhile
             try:
                 found.append(_read(path))
             except (OSError, ValueError) as error:
@@ -119,20 +120,20 @@ def read_records(folder: Path) -> tuple[list[Found], list[str]]:
     return sorted(found, key=lambda each: (each.record.name, each.record.target)), flaws
 
 
-def remove_over(folder: Path) -> None:
-    """Remove the records of services that have gone with the `serve` that owned their Ray."""
+def remove_ended(folder: Path) -> None:
+    """Remove the records of services that ended with their `serve`, because it owned their Ray."""
     for found in read_records(folder)[0]:
         if found.record.owns_ray and found.holder is None:
             found.path.unlink(missing_ok=True)
 
 
 def holder_of(path: Path) -> int | None:
-    """See `Found.holder`."""
+    """See `FoundRecord.holder`."""
     with _opened(path) as descriptor:
         return _holder(descriptor)
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> FoundRecord:
     """Raises ValueError where it is no record."""
     with _opened(path) as descriptor:
         written = os.read(descriptor, LONGEST_RECORD)
@@ -150,12 +151,12 @@ def _read(path: Path) -> Found:
             known[field.name] = value
         holder = _holder(descriptor)
         replaced = not os.path.samestat(os.fstat(descriptor), path.lstat())
-    return _read(path) if replaced else Found(path, ServiceRecord(**known), holder)
+    return _read(path) if replaced else FoundRecord(path, ServiceRecord(**known), holder)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A file of this user, not waited for. Closing it would let go of this process's own lock: `serve` reads none."""
+    """Open a regular file. Closing it would release a lock of this process's own on it, so `serve` reads no record."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -19,7 +19,7 @@ from tramontane.stages.variants import KernelChoice, Variants
 NAMESPACE = "tramontane"
 """Ray's namespace for every actor and placement group of the service."""
 SPEC_KEY = b"spec"
-"""Of the service's record in Ray's key-value store."""
+"""The key of the service's record in Ray's key-value store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ServiceSpec:
     sampleable_ids: int
     """Ids from this one on are spare rows of the embedding, never sampled."""
     unnamed_ids: tuple[int, ...]
-    """Those below it that no file names, either."""
+    """Ids below it that no file names, never sampled either."""
     cpus_per_stage: float
     threads: int
     """Threads of a stage's step, on the CPU."""
@@ -76,11 +76,11 @@ class ServiceSpec:
     """A link between parts on which nothing has arrived for so long is closed."""
     log_level: str
     stage_kernels: tuple[KernelChoice, ...] = ()
-    """What each stage computes with, also one that starts later; the controller chooses, once it knows the nodes."""
+    """The kernels of each stage, also of one that starts later. The controller chooses them once it knows the nodes."""
     context_lowered: str = ""
-    """Why the context is less than the checkpoint's although nobody asked so, as a clause; else empty."""
+    """Why the context is less than the checkpoint's although nobody asked for less, as a clause; else empty."""
     memory_sum: str = ""
-    """What the stages need at the fullest place, as a sentence; empty where no place's memory is known."""
+    """The memory that stages need at the fullest place, as a sentence; empty where no place's memory is known."""
     loaded: Loaded | None = None
     """None until all stages have loaded; the controller adds it."""
 
@@ -136,7 +136,7 @@ def _choice(kernels: str, variants: dict[str, str] | None) -> KernelChoice:
 
 
 def names_in(record: bytes) -> tuple[str, str]:
-    """Identity and model of a service by a record of `encode`, whatever else that version of ours has written there."""
+    """Identity and model in a record of `encode`, which another version of ours may have written with other fields."""
     values: dict[str, Any] = msgpack.unpackb(record, use_list=False)
     return values["identity"], values["name"]
 

@@ -33,7 +33,7 @@ class Detokenizer:
         self._drop_all = not continuation and vocabulary.drops_leading_spaces
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes. One that no file names (a spare row) prints nothing."""
+        """The characters that this id completes. An id that no file names (a spare row) prints nothing."""
         if token_id >= len(self._surfaces):
             return ""
         return self._decoder.decode(self._begin(token_id, self._surfaces[token_id]))
@@ -118,7 +118,7 @@ class CompletionText:
 
     - A stop id (EOS or the request's own) ends the completion, and its text is left out.
     - A stop string counts if a token at offset `min_tokens` or later completes it; it may begin before.
-    - Where ids print nothing, for want of a tokenizer, the text stays empty.
+    - Without a tokenizer ids print nothing, and the text stays empty.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def read_identity(cert: str, key: str | None, client_ca: str | None) -> grpc.Ser
         # The empty password keeps OpenSSL from asking for one on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except ssl.SSLError as error:
-        # OpenSSL keeps one certificate of each kind of key, and says so of a key of another kind.
+        # OpenSSL keeps one certificate for each kind of key, so the reason differs where the key is of another kind.
         if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
             raise ValueError(f"--tls-key is {key}, which is not the key of --tls-cert, {cert}") from None
         if error.reason and "KEY" in error.reason:  # EE_KEY_TOO_SMALL and its like
@@ -78,7 +78,7 @@ def read_identity(cert: str, key: str | None, client_ca: str | None) -> grpc.Ser
 
 
 def warnings_of_dates(cert: str, client_ca: str | None, now: datetime) -> list[str]:
-    """A sentence about each certificate of the files that is not valid now: whoever checks it, refuses it.
+    """A sentence about each certificate in the files that is not valid now, which whoever checks the dates refuses.
 
     Raises:
         ValueError: a file cannot be read.

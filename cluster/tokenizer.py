@@ -37,7 +37,7 @@ class TooLong(ValueError):  # noqa: N818  (what it says, not what it is)
 class Tokenizer:
     """Wraps SentencePiece. User text never becomes a control token: SentencePiece reads `<s>` as three characters.
 
-    Its ids feed the `Vocabulary`, from which `text.py` decodes, since a stream needs the bytes of each id on its own.
+    The `Vocabulary` takes its ids from here. `text.py` decodes by it, since a stream needs the bytes of each single id.
     """
 
     def __init__(self, serialized: bytes, *, bos_id: int | None) -> None:

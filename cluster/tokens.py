@@ -39,7 +39,7 @@ class Tokens:
         self._digests = Reloading("tokens", [path], lambda: read_tokens(path))
 
     def know(self, token: str) -> bool:
-        """Whether the file has it. How long that takes can tell something of digests only, never of a token."""
+        """Whether the file has the token. How long this takes tells something of digests at most, never of tokens."""
         return _digest(token.encode()) in self._digests.value()
 
 

@@ -27,7 +27,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_STOP_IDS = 64
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata by which a client names a call whose request has no field for it."""
+"""The metadata that names a call whose request has no field for a name."""
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """Printable ASCII."""
 
@@ -72,7 +72,7 @@ def choose_request_id(message: pb.GenerateRequest) -> str:
 
 
 def name_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
-    """The client's name for a call whose request has no field for it; None where it gave none that is fit."""
+    """The name of such a call (`REQUEST_ID_KEY`); None where the client gave none, or no valid one."""
     name = dict(metadata or ()).get(REQUEST_ID_KEY)
     return name if isinstance(name, str) and REQUEST_ID.fullmatch(name) else None
 
@@ -122,7 +122,7 @@ def validate_ids(field: str, ids: Sequence[int], rows: int) -> Int32Array:
 
 
 def _sampling(sampling: pb.Sampling, rows: int) -> Sampling:
-    """Comparisons are written so that NaN fails them."""
+    """The checked options, with defaults. Comparisons are written so that NaN fails them."""
     temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
     top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
     if not 0.0 <= temperature <= MAX_TEMPERATURE:
@@ -154,7 +154,7 @@ def _stop_strings(strings: Sequence[str], model: ServedModel) -> tuple[str, ...]
 
 
 def _stop_ids(stopping: pb.Stopping, model: ServedModel) -> tuple[int, ...]:
-    """EOS included unless the user ignores it; ascending."""
+    """The ids that end the completion, ascending; EOS is among them unless the user ignores it."""
     field = "stopping.token_ids"
     if len(stopping.token_ids) > MAX_STOP_IDS:
         raise InvalidField(field, f"may hold {MAX_STOP_IDS} ids; it holds {len(stopping.token_ids)}")

@@ -1,6 +1,6 @@
 """A model's vocabulary: which ids exist, what bytes each prints, which are control tokens, which end a completion.
 
-A tokenizer feeds its own ids; the folder's other files (`named_ids.py`) feed those that were added after them. Pure.
+The tokenizer gives its own ids; the folder's other files (`named_ids.py`) give those that were added after them. Pure.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tramontane.cluster.named_ids import NamedIds
 from tramontane.stages.folder import SmallFiles, shown
 
 SHOWN = 3
-"""Ids that a line names; it counts the others."""
+"""How many ids a line names; it counts the others."""
 
 
 class Pieces(Protocol):
-    """What a tokenizer says of its own ids, 0 .. len(surfaces) - 1."""
+    """The tokenizer's own ids, 0 .. len(surfaces) - 1, as `Vocabulary` takes them from it."""
 
     surfaces: tuple[bytes, ...]
-    """UTF-8, or a part of a character, that each prints within a text. Control tokens print nothing."""
+    """The bytes that each id prints within a text, UTF-8 or a part of a character. Control tokens print nothing."""
     control: frozenset[int]
     spaced: frozenset[int]
     """Ids whose bytes begin with a space that encoding may have put before a text."""
@@ -37,42 +37,42 @@ class Pieces(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The one owner of what an id is."""
+    """What each id of a model is. Nothing else decides that."""
 
     rows: int
-    """Of the embedding and the head: ids are below, whether a file names them or not."""
+    """The rows of embedding and head. Every id is below this, whether a file names it or not."""
     named: frozenset[int] | None
-    """Ids that a file names, and that may therefore be sampled; None is all rows, where no file lists ids."""
+    """Ids that a file names; only these are sampled. None means all rows: no file lists ids."""
     surfaces: tuple[bytes, ...] = ()
-    """What each id prints, as `Pieces.surfaces`. Ids beyond print nothing; a model of ids only has none."""
+    """The bytes that each id prints, as in `Pieces`. Ids beyond print nothing; without a tokenizer there are none."""
     control: frozenset[int] = frozenset()
-    """Ids that print nothing since they are no text: beginning, end, roles of a chat."""
+    """Ids that print nothing because they are no text: beginning, end, roles of a chat."""
     spaced: frozenset[int] = frozenset()
     drops_first_space: bool = False
     drops_leading_spaces: bool = False
     eos_ids: tuple[int, ...] = ()
     """Ids that end a completion."""
     remarks: tuple[str, ...] = ()
-    """What the files say and the model lacks, a line each."""
+    """What the files name and the model lacks, a line each."""
 
     @classmethod
     def read(cls, files: SmallFiles, rows: int, pieces: Pieces | None) -> Vocabulary:
-        """`of` a checkpoint folder."""
+        """The vocabulary of a checkpoint folder; see `of`."""
         return cls.of(rows, pieces, NamedIds.read(files))
 
     @classmethod
     def of(cls, rows: int, pieces: Pieces | None, files: NamedIds) -> Vocabulary:
-        """For a model of so many rows.
+        """The vocabulary of a model with so many rows.
 
-        EOS is what `generation_config.json` says, else `config.json`, else the tokenizer, and beside it the token that
-        `tokenizer_config.json` calls so.
+        The EOS ids are those of `generation_config.json`, else of `config.json`, else of the tokenizer. The token that
+        `tokenizer_config.json` calls EOS counts in any case.
 
         Raises:
             ValueError: all EOS ids that the files name lie beyond the rows.
         """
         own = range(len(pieces.surfaces)) if pieces is not None else range(0)
         texts = {token_id: text for token_id, text in files.texts.items() if token_id < rows}
-        # What config.json calls padding may be any piece; what the tokenizer's files call special is no text.
+        # config.json may name any piece as padding, so its roles make added ids special only.
         special = files.special | {token_id for token_id in files.roles if token_id not in own}
         eos_ids, remarks = _eos_ids(rows, pieces, files)
         listed = {*files.pieces.values(), *files.texts}
@@ -107,12 +107,12 @@ class Vocabulary:
 
     @property
     def sampleable_ids(self) -> int:
-        """Ids from this one on are never sampled."""
+        """The end of the ids that may be sampled; see `unnamed_ids`."""
         return self.rows if self.named is None else max(self.named, default=-1) + 1
 
     @cached_property
     def unnamed_ids(self) -> tuple[int, ...]:
-        """Those below `sampleable_ids` that are not sampled either."""
+        """The ids below `sampleable_ids` that are not sampled, because no file names them."""
         return () if self.named is None else tuple(sorted({*range(self.sampleable_ids)} - self.named))
 
 

@@ -58,19 +58,19 @@ class LoadedStage:
     digests: dict[str, bytes]
     """Of each tensor that the stage owns, over every byte, by name."""
     numerics: str
-    """The kernel set and all else that decides its rounding."""
+    """The kernels and whatever else decides how they round."""
     row_invariant: bool
     """A row's bits do not depend on who shares its batch."""
 
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """How far a stage's loading is."""
+    """How far a stage has loaded."""
 
     fraction: float
     """0 to 1."""
     compiling: bool = False
-    """It waits for the compiler of its kernels."""
+    """The stage waits for the compiler of its kernels."""
 
 
 class StageWorker:

@@ -35,7 +35,7 @@ from tramontane.deploy.training_model import Shape, TrainingModel, accumulate_gr
 
 BOS, EOS = 1, 2
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Judgement(NamedTuple):
 
 
 def train_tokenizer(text: str, vocab: int) -> bytes:
-    """The file of a unigram vocabulary with byte fallback, so that any text can be said; text comes back as it was."""
+    """Train a unigram tokenizer and return its file. With byte fallback it encodes any text without loss."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()),
@@ -173,7 +173,7 @@ def optimizers_of(model: TrainingModel, recipe: Recipe) -> list[torch.optim.Opti
 
 @contextlib.contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C, so that a step or a save is not cut in two; a second one is an exception as ever."""
+    """An event that the first Ctrl-C sets, so that no step or save is cut in two. A second one interrupts as usual."""
     asked = threading.Event()
 
     def ask(*_: object) -> None:
@@ -191,9 +191,9 @@ def first_interrupt() -> Iterator[threading.Event]:
 def train(
     text: str, folder: Path, shape: Shape, recipe: Recipe, seed: int, ending: threading.Event
 ) -> tuple[TrainingModel, Judgement]:
-    """Train and save the best moving average; that average, rounded to bfloat16 as saved, and its judgement.
+    """Train, and save the best moving average. Returns it, rounded to bfloat16 as it is saved, and its judgement.
 
-    `ending` ends it after the step that it is at, which is then judged as an epoch is.
+    `ending` ends the training after the current step; the model is judged then, as after an epoch.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(recipe.threads)

@@ -1,8 +1,8 @@
 """The model's shape, read from a Hugging Face `config.json` and checked once.
 
 Absent keys take the defaults of the class that the checkpoint names (`transformers` 5: `MistralConfig`,
-`MinistralConfig`, `MixtralConfig`), since that is what the weights were trained with. What the computation depends on
-and we do not compute is refused (`config_keys.py`), never ignored.
+`MinistralConfig`, `MixtralConfig`), since the weights were trained with those. A key that changes the computation in a
+way that we do not compute is refused (`config_keys.py`), never ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tramontane.stages.config_keys import check_keys
 from tramontane.stages.folder import CONFIG, SmallFiles, in_words, shown
 
 LARGEST = {"max_position_embeddings": 1 << 24, "num_hidden_layers": 512, "num_local_experts": 512}
-"""The most that these keys may say: several times what any model has. What is planned from them takes no time."""
+"""The largest values of these keys, several times those of any model, so that planning from them takes no time."""
 LARGEST_NUMBER = 2**31 - 1
-"""Of the other keys: positions, ids and shapes travel as int32."""
+"""The largest value of the other keys: positions, ids and shapes travel as int32."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -32,18 +32,18 @@ class ArchitectureDefaults:
     rope_theta: float
     sparse: bool
     model_types: tuple[str, ...]
-    """What `model_type` may be."""
+    """The values that `model_type` may have."""
 
 
 DENSE = ArchitectureDefaults(4096, 1e-6, 10_000.0, sparse=False, model_types=("mistral", "ministral"))
 ARCHITECTURES = {
     "MistralForCausalLM": DENSE,
     "MixtralForCausalLM": ArchitectureDefaults(None, 1e-5, 1_000_000.0, sparse=True, model_types=("mixtral",)),
-    "MinistralForCausalLM": DENSE,  # what transformers takes a Mistral with `layer_types` for
+    "MinistralForCausalLM": DENSE,  # a Mistral with `layer_types`, to transformers
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
-"""Of `layer_types`; the last is an older name."""
+"""The values in `layer_types`; the last is an older name of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +102,12 @@ class ModelConfig:
 
     @classmethod
     def load(cls, model_dir: Path) -> ModelConfig:
-        """`read` of a checkpoint folder."""
+        """Read a checkpoint folder's `config.json`; see `read`."""
         return cls.read(SmallFiles.read(model_dir, [CONFIG]))
 
     @classmethod
     def read(cls, files: SmallFiles) -> ModelConfig:
-        """What `config.json` says. (EOS is the vocabulary's: other files name it too.)
+        """The shape that `config.json` describes. (EOS belongs to the vocabulary: other files name it, too.)
 
         Raises:
             ValueError: the folder holds no readable `config.json`, or it describes a model that is not supported.
@@ -177,7 +177,7 @@ def _positive(values: Mapping[str, Any], key: str, default: int | None, null: in
 
 
 def _experts(values: Mapping[str, Any]) -> int:
-    """`num_experts` is another name of `num_local_experts`."""
+    """The number of experts. `num_experts` is another name of `num_local_experts`."""
     names = ("num_local_experts", "num_experts")
     counts = [_positive(values, name, None) for name in names if name in values]
     if len(set(counts)) > 1:
@@ -186,7 +186,7 @@ def _experts(values: Mapping[str, Any]) -> int:
 
 
 def _windows(values: Mapping[str, Any], layers: int, defaults: ArchitectureDefaults) -> tuple[int | None, ...]:
-    """`sliding_window` for each layer, but for those that `layer_types` gives full attention."""
+    """Each layer's window: `sliding_window`, or None where `layer_types` gives the layer full attention."""
     window = values.get("sliding_window", defaults.sliding_window)
     if window is not None:
         window = _positive(values, "sliding_window", defaults.sliding_window)
@@ -201,7 +201,7 @@ def _windows(values: Mapping[str, Any], layers: int, defaults: ArchitectureDefau
         if LAYER_TYPES[kind] == SLIDING and window is None:
             raise ValueError(f"layer_types: layer {layer} is {kind!r}, and sliding_window is null")
         if LAYER_TYPES[kind] == FULL and window is not None and defaults.sparse:
-            # transformers masks all layers of a Mixtral alike, and keeps keys by these types.
+            # transformers masks all layers of a Mixtral alike, but caches keys by these types.
             raise ValueError(f"layer_types: layer {layer} is {kind!r}, and sliding_window is {window} for all layers")
     return tuple(window if LAYER_TYPES[kind] == SLIDING else None for kind in types)
 
@@ -242,7 +242,7 @@ def _tied(values: Mapping[str, Any]) -> bool:
 
 
 def _bos_id(values: Mapping[str, Any], vocab: int) -> int | None:
-    """One id or null; of a list, the first."""
+    """The id of BOS, which is one id, null, or the first of a list."""
     value = values.get("bos_token_id", 1)
     first = value[0] if isinstance(value, list) and value else None if value == [] else value
     if first is None:

@@ -1,11 +1,11 @@
-"""The keys of `config.json` that change what transformers computes, with the values with which it computes what we do.
+"""The keys of `config.json` that change what transformers computes, and the values for which it computes what we do.
 
-From transformers 5.23: `MistralConfig`, `MinistralConfig`, `MixtralConfig`, `PreTrainedConfig`, and what their models,
-masks and caches read. A key that none of them reads changes nothing and may say anything. So may these:
+They come from transformers 5.23: from `MistralConfig`, `MinistralConfig`, `MixtralConfig`, `PreTrainedConfig`, and from
+what their models, masks and caches read. A key that none of these reads may have any value. So may these keys:
 
     attention_dropout, router_jitter_noise, initializer_range, router_aux_loss_coef    in training only
     use_cache, chunk_size_feed_forward, attn_implementation, experts_implementation    other ways to the same numbers
-    output_*, return_dict, tie_last_hidden_states                                      what is handed out beside logits
+    output_*, return_dict, tie_last_hidden_states                                      what is returned beside logits
     pad_token_id                                                                       no gradient for that row
     attention_bias, mlp_bias, use_sliding_window                                       ignored by these models
     dtype, torch_dtype                                                                 the tensors say what they are
@@ -25,21 +25,21 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "attention_chunk_size": (None,),
     "kv_sharing_modes": (None, []),
     "per_layer_config": (None, {}),
-    "text_config": (None, {}),  # the shape of the model would stand in there
+    "text_config": (None, {}),  # it would hold the shape of the model
     "partial_rotary_factor": (1, None),
     "llama_4_scaling": (None, {}),  # of queries: vLLM computes it, transformers' Mistral does not
     "quantization_config": (None,),
     "compression_config": (None,),
     "quantization": (None,),  # MLX
 }
-"""Absent is right as well."""
+"""The supported values of each key; no such key is right as well."""
 
 
 def check_keys(values: Mapping[str, Any], model_types: tuple[str, ...]) -> None:
-    """Refuse what we would compute otherwise than was meant.
+    """Refuse a configuration with which transformers computes something that we do not.
 
     Raises:
-        ValueError: names the key, its value and what is supported.
+        ValueError: the message names the key, its value and what is supported.
     """
     for key, supported in COMPUTED.items():
         if key in values and not any(_same(values[key], value) for value in supported):
@@ -54,5 +54,5 @@ def check_keys(values: Mapping[str, Any], model_types: tuple[str, ...]) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """`True` is not 1 in a configuration; 1.0 is."""
+    """Equality as in a configuration: 1.0 is 1, and `True` is not."""
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

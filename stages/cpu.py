@@ -1,4 +1,4 @@
-"""What this machine's CPU is and can do, as the system tells it. No torch."""
+"""The model and the instructions of this machine's CPU, as the system tells them. No torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA = 158, 0x1023, 18
-"""x86-64's system call, and Linux's words for "this process wants the registers of AMX's tiles"."""
+"""x86-64's system call, and the arguments by which a process asks Linux for the registers of AMX's tiles."""
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU as kernels are chosen by it."""
+    """The facts about a CPU that kernels are chosen by."""
 
     model: str
     """Vendor, family and model: `GenuineIntel 6-207`. Empty where that is not told."""
     name: str
-    """For people."""
+    """The CPU's name, for people."""
     flags: frozenset[str]
-    """What it can do, in the words of /proc/cpuinfo; nothing where that is not told."""
+    """Its instructions as /proc/cpuinfo names them; empty where that is not told."""
 
     @classmethod
     def parse(cls, cpuinfo: str) -> Cpu:
@@ -42,17 +42,17 @@ class Cpu:
 
 
 def this_cpu() -> Cpu:
-    """This machine's. Instructions that the system does not lend to this process are left out of its flags."""
+    """The CPU of this machine, without the flags of instructions that the system does not let this process use."""
     try:
         cpu = Cpu.parse(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))
     except OSError:
         cpu = Cpu.parse("")
-    if "amx_tile" in cpu.flags and not _tiles_are_lent():
+    if "amx_tile" in cpu.flags and not _may_use_tiles():
         return Cpu(cpu.model, cpu.name, frozenset(flag for flag in cpu.flags if not flag.startswith("amx")))
     return cpu
 
 
-def _tiles_are_lent() -> bool:
-    """Ask the system for AMX's tiles, which it gives to a process for good; once for all of its threads."""
+def _may_use_tiles() -> bool:
+    """Ask the system for AMX's tiles. The permission is for all threads of this process, for good."""
     answer: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA)
     return answer == 0

@@ -19,7 +19,7 @@ ADDED, TOKENIZER_JSON, TOKENIZER_CONFIG = "added_tokens.json", "tokenizer.json",
 SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, ADDED, TOKENIZER_JSON, TOKENIZER_CONFIG)
 """Beside the tensors, these decide which token comes next and how it reads."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the few lines begin that Git keeps in the place of a large file."""
+"""The beginning of the text that Git LFS keeps in the place of a large file."""
 
 FOREIGN_FILES = {
     "params.json": "Mistral's own layout",
@@ -60,7 +60,7 @@ class SmallFiles:
         """Read the files of these names.
 
         Raises:
-            ValueError: one is there and cannot be read, is empty, or only stands for the file itself.
+            ValueError: a file is there and cannot be read, is empty, or is a Git LFS pointer.
         """
         return cls(folder, {name: _content(folder / name) for name in names})
 
@@ -114,7 +114,7 @@ def describe_folder(folder: Path) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of somebody's file for a message: in one line, and cut where it is long.
+    """A value from a file, for a message: in one line, and shortened where it is long.
 
     >>> shown(["a\\nb", 7])
     "['a\\\\nb', 7]"
@@ -123,7 +123,7 @@ def shown(value: object) -> str:
 
 
 def in_words(value: object) -> str:
-    """As `shown`, without quotes around a name.
+    """A name from a file, for a message: as `shown`, but without quotes where it needs none.
 
     >>> in_words("model.norm.weight"), in_words("two\\nlines")
     ('model.norm.weight', "'two\\\\nlines'")
@@ -160,10 +160,10 @@ def read_whole(path: Path, limit: int = LARGEST_BYTES) -> bytes:
 
 
 def check_no_pointer(path: Path, beginning: bytes) -> None:
-    """Refuse what Git LFS leaves in a large file's place where it has not fetched it.
+    """Refuse the pointer that Git LFS leaves in the place of a large file that it has not fetched.
 
     Raises:
-        ValueError: says so.
+        ValueError: the file begins as such a pointer.
     """
     if beginning.startswith(LFS_POINTER):
         raise ValueError(f"{path}: a Git LFS pointer lies there; `git lfs pull` fetches the file itself")

@@ -10,7 +10,7 @@ import torch
 def numerics_id(device: str, kernels: str, *, torch_computes: bool = True) -> str:
     """Torch version, device kind, the device's capability, and the kernel set, in one line.
 
-    Where torch computes nothing, device kind and kernel set are all: their name then says what decides each bit. On a
+    Where torch computes nothing, device kind and the kernels' name are all: the name says what decides each bit. On a
     CPU the capability holds torch's own level and the instructions and vendor by which oneDNN and MKL choose
     their code; on CUDA the card and the toolkit.
     """

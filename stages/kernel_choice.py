@@ -1,12 +1,12 @@
 """Which kernels a service computes with: chosen once, for all of its stages, from facts about their nodes. No torch.
 
-    what the operator wants     --kernels
-    each stage's node           its CPU, and what stands in the way of native kernels there
-    speeds                      of the variants, by CPU: `cpu_speeds.json`, else a probe of the CPU where `serve` runs
+    requested            by the operator: --kernels
+    each stage's node    its CPU, and what stands in the way of native kernels there
+    speeds               of the variants, by CPU: `cpu_speeds.json`, else a probe of the CPU where `serve` runs
       -> the kernels of each stage, and what the operator should know; or a refusal
 
-The variant may differ by matrix and by what numbers are held, which are the same for every row, but never by the number
-of rows, a chunk or a phase: a row that is computed again must be the same row.
+The variant may depend on the matrix and on the kind of numbers, which are the same for every row. It never depends on
+the number of rows, a chunk or a phase: a row that is computed again must be the same row.
 """
 
 from __future__ import annotations
@@ -19,42 +19,41 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.variants import MATRICES, VARIANTS, KernelChoice, Variants, set_of
+from tramontane.stages.variants import MATRICES, VARIANTS, KernelChoice, Variants, kernel_set
 
 Speeds: TypeAlias = Mapping[str, Mapping[str, float]]
-"""Of each variant on one CPU, by matrix: how many times as fast as the slowest."""
+"""The speeds of the variants on one CPU, by matrix: how many times as fast as the slowest."""
 
 SpeedsOf: TypeAlias = Callable[[Cpu], Speeds | None]
-"""What is known of a CPU, if anything."""
+"""The speeds that are known of a CPU; None where none are."""
 
 PROBE_MARGIN = 1.2
-"""A probe is short and neighbours are loud: so much faster must a variant be than the first by order, in all it did."""
+"""The least gain over the first variant by order that counts in a probe, which is short and has loud neighbours."""
 MIX_MARGIN = 1.1
-"""So much faster must another variant than the experts' be in a matrix, since threads and caches change hands."""
+"""The least gain for which a matrix takes another variant than the experts: threads and caches change hands then."""
 
 TABLE = Path(__file__).with_name("cpu_speeds.json")
-
 
 _TORCH = KernelChoice(kernels="cpu")
 
 
 @dataclass(frozen=True)
 class NodeKernels:
-    """What decides which kernels can run on a node."""
+    """The facts that decide which kernels can run on a node."""
 
     node: str
-    """For people; empty where there is but one."""
+    """The node's name, for people; empty where there is one node only."""
     cpu: Cpu
     obstacle: str
-    """Why native kernels cannot be had there, whatever the CPU; empty where they can."""
+    """Why native kernels cannot be had on the node, whatever its CPU; empty where they can."""
 
     def variants(self, numbers: str) -> tuple[str, ...]:
-        """Those that run there, by order; each computes other bits."""
+        """The variants that run on the node, by order; each computes other bits."""
         able = [] if self.obstacle else [each for each in VARIANTS if each.needs <= self.cpu.flags]
         return tuple(each.name for each in able if numbers in each.numbers)
 
     def reason_against(self, name: str) -> str:
-        """Why a variant does not run there."""
+        """Why a variant does not run on the node."""
         (variant,) = (each for each in VARIANTS if each.name == name)
         if self.obstacle:
             return self.obstacle
@@ -64,7 +63,7 @@ class NodeKernels:
 
 @dataclass(frozen=True)
 class Decision:
-    """What comes out."""
+    """The kernels of each stage, and what the operator should know."""
 
     stages: tuple[KernelChoice, ...]
     remarks: tuple[str, ...]
@@ -74,8 +73,9 @@ class Decision:
 def choose_variants(candidates: Sequence[str], known: Sequence[Speeds]) -> Variants:
     """The best of some variants, given by order, for nodes of these speeds; by order where no node's are known.
 
-    The experts, which are most of a model, choose; attention and head take another variant where that is much faster.
-    With nodes that differ, each variant counts as what it is worth where it is worth least, and all matrices are alike.
+    The speeds of the experts, which are most of a model, decide; attention and head take another variant where that is
+    much faster. Where nodes differ, a variant counts as what it is worth on the node where it is worth least, and all
+    matrices take the same one.
 
     >>> speeds = {"attention": {"b": 3.0, "a": 1.0}, "experts": {"b": 1.0, "a": 2.0}, "head": {"b": 1.0, "a": 1.0}}
     >>> print(choose_variants(["b", "a"], [speeds]))
@@ -107,25 +107,25 @@ def choose_variants(candidates: Sequence[str], known: Sequence[Speeds]) -> Varia
 def decide(
     nodes: Sequence[NodeKernels],
     numbers: str,
-    wish: str | None,
+    requested: str | None,
     speeds_of: SpeedsOf,
     *,
     allow_mixed: bool = False,
 ) -> Decision:
     """The kernels of each stage on CPUs, given the node of each.
 
-    `wish` is a kernel set, a variant, or None. With `allow_mixed` each node takes the best that it can run where
-    nothing else goes; then stages round differently.
+    `requested` is a kernel set, a variant, or None. With `allow_mixed`, where no variant runs on all nodes, each node
+    takes the best that it can run; then stages round differently.
 
     Raises:
-        ValueError: what is wanted does not run everywhere, or nothing runs everywhere; names the nodes and reasons.
+        ValueError: what is requested does not run everywhere, or nothing does; the message names nodes and reasons.
     """
-    if set_of(wish) != "native":
-        return Decision((KernelChoice(kernels=str(wish)),) * len(nodes), ())
-    asked = [each.name for each in VARIANTS if numbers in each.numbers and wish in (None, "native", each.name)]
+    if kernel_set(requested) != "native":
+        return Decision((KernelChoice(kernels=str(requested)),) * len(nodes), ())
+    asked = [each.name for each in VARIANTS if numbers in each.numbers and requested in (None, "native", each.name)]
     if not asked:
         fitting = ", ".join(each.name for each in VARIANTS if numbers in each.numbers)
-        raise ValueError(f"kernels is {wish!r}; numbers of {numbers} have {fitting}")
+        raise ValueError(f"kernels is {requested!r}; numbers of {numbers} have {fitting}")
     common = [name for name in asked if all(name in node.variants(numbers) for node in nodes)]
     if common:
         chosen = _best(nodes, common, speeds_of)
@@ -133,9 +133,9 @@ def decide(
         return Decision((choice,) * len(nodes), _weaker(nodes, numbers, asked, chosen, speeds_of))
 
     lacking = [node for node in nodes if not set(asked) & set(node.variants(numbers))]
-    reasons = "; ".join(dict.fromkeys(_told(node, _reason(node, wish)) for node in lacking))
+    reasons = "; ".join(dict.fromkeys(_told(node, _reason(node, requested)) for node in lacking))
     if len(lacking) == len(nodes) and not allow_mixed:
-        if wish is not None or numbers.endswith("int8"):
+        if requested is not None or numbers.endswith("int8"):
             raise ValueError(f"the native kernels, which were asked for, are not there: {reasons}")
         remark = f"no native kernels, torch's packed products instead: {reasons}"
         return Decision((_TORCH,) * len(nodes), (remark,))
@@ -160,7 +160,7 @@ def _best(nodes: Sequence[NodeKernels], candidates: Sequence[str], speeds_of: Sp
 
 
 def _own(node: NodeKernels, numbers: str, asked: Sequence[str], speeds_of: SpeedsOf) -> KernelChoice:
-    """What a node computes with where each has its own: one that was asked for, else any, else torch's products."""
+    """The best kernels that a node can run by itself: a variant of `asked`, else any variant, else torch's products."""
     able = node.variants(numbers)
     names = [name for name in able if name in asked] or able
     return KernelChoice(kernels="native", variants=_best([node], names, speeds_of)) if names else _TORCH
@@ -169,7 +169,7 @@ def _own(node: NodeKernels, numbers: str, asked: Sequence[str], speeds_of: Speed
 def _weaker(
     nodes: Sequence[NodeKernels], numbers: str, asked: Sequence[str], chosen: Variants, speeds_of: SpeedsOf
 ) -> tuple[str, ...]:
-    """A line for each node that keeps others from what they would choose by themselves."""
+    """A line for each node that keeps other nodes from a variant that they would choose by themselves."""
     owned = [_own(node, numbers, asked, speeds_of).variants for node in nodes]
     wanted = {name for variants in owned if variants is not None for name in variants.names}
     lines = [
@@ -180,10 +180,10 @@ def _weaker(
     return tuple(dict.fromkeys(lines))
 
 
-def _reason(node: NodeKernels, wish: str | None) -> str:
-    """Why a node runs none of the variants that are in question."""
-    if wish not in (None, "native"):
-        return node.reason_against(str(wish))
+def _reason(node: NodeKernels, requested: str | None) -> str:
+    """Why a node runs none of the variants that were asked for."""
+    if requested not in (None, "native"):
+        return node.reason_against(str(requested))
     return node.obstacle or "the CPU has no AVX2 with FMA"
 
 
@@ -192,7 +192,7 @@ def _told(node: NodeKernels, reason: str) -> str:
 
 
 def probed_speeds(speeds: Mapping[str, float]) -> Speeds | None:
-    """What a probe says, of all matrices alike; nothing unless another variant than the first by order is much faster.
+    """The speeds that a probe gives for all matrices; None unless a variant is much faster than the first by order.
 
     >>> probed_speeds({"avx512bf16": 1.0, "avx512": 1.1}) is None
     True
@@ -209,5 +209,5 @@ def _table() -> Mapping[str, Mapping[str, Speeds]]:
 
 
 def table_speeds(cpu: Cpu, numbers: str) -> Speeds | None:
-    """What the repository's table says of a CPU; None where it was never measured."""
+    """The speeds of a CPU in the repository's table; None where the CPU was never measured."""
     return _table().get(cpu.model, {}).get(numbers)

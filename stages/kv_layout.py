@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tramontane.stages.config import DTYPE_BYTES, ModelConfig
 
 BLOCK = 32
-"""Positions of a block."""
+"""Positions in a block."""
 
 
 def ring_blocks(window: int | None, chunk: int, block: int, context: int) -> int:
@@ -75,8 +75,8 @@ class KVLayout:
 
 
 def block_bytes(config: ModelConfig, spans: Sequence[range], *, dtype: str, block: int = BLOCK) -> list[list[int]]:
-    """Bytes that a block of each window class takes in the layers of each stage: one entry a stage, within it one a
-    class."""
+    """The bytes that a block of a window class takes in all layers of a stage: a list for each stage, a number for each
+    class in it."""
     layer = 2 * config.kv_heads * config.head_dim * block * DTYPE_BYTES[dtype]
     return [
         [layer * sum(config.windows[index] == window for index in span) for window in config.window_classes]
@@ -87,13 +87,13 @@ def block_bytes(config: ModelConfig, spans: Sequence[range], *, dtype: str, bloc
 def least_kv_bytes(
     config: ModelConfig, spans: Sequence[range], *, chunk: int, context: int, dtype: str, block: int = BLOCK
 ) -> int:
-    """What one sequence of full context takes in the stage where it takes most."""
+    """The bytes of one sequence of full context, in the stage where it takes most."""
     rings = [ring_blocks(window, chunk, block, context) for window in config.window_classes]
     return max(_dot(costs, rings) for costs in block_bytes(config, spans, dtype=dtype, block=block))
 
 
 def kv_bytes(config: ModelConfig, spans: Sequence[range], layout: KVLayout, dtype: str) -> list[int]:
-    """What the pools of a layout take in each stage."""
+    """The bytes that the pools of a layout take in each stage."""
     costs = block_bytes(config, spans, dtype=dtype, block=layout.block)
     return [_dot(stage, layout.pool_blocks) for stage in costs]
 

@@ -61,7 +61,7 @@ class SampledRows:
     """How many of them belong to each row. [M]"""
 
     def banning(self, ids: Int32Array) -> SampledRows:
-        """The same rows, with these ids banned in each of them too."""
+        """The same rows, with these ids banned in each of them, too."""
         if not len(ids):
             return self
         ends = np.repeat(np.cumsum(self.banned_count), len(ids))

@@ -1,7 +1,7 @@
-"""What a stage takes in memory beside its keys and values, from the model's shape alone. No torch.
+"""Computes the memory that a stage takes beside its keys and values, from the model's shape alone. No torch.
 
-The figures are those of the native CPU kernels, of CUDA's the weights and about the buffers. torch's own products on
-CPUs, which serve where there is no compiler, hold bfloat16 weights in float32: twice as much.
+The results hold for the native CPU kernels. For CUDA the weights hold, and the buffers roughly. torch's own products,
+which serve on CPUs without a compiler, hold bfloat16 weights in float32 on some CPUs, which is twice as much.
 
 Letters: D dim, H heads, K KV heads, h head_dim, F ffn_dim, E experts, A experts a token, V vocabulary, T rows.
 """
@@ -23,16 +23,16 @@ INT8_GROUP, INT8_SCALE_BYTES, INT8_UNIT_BYTES = 32, 2, 4
 
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:
-    """Bytes. A stage needs its weights, and with them first what loading takes, later its KV and the buffers."""
+    """Bytes. A stage needs `weights` all the time, `loading` beside them at first, and later its KV and `buffers`."""
 
     weights: int
     loading: int
-    """While a layer is read and packed; given back before there are keys and values."""
+    """What reading and packing a layer takes; given back before there are keys and values."""
     buffers: int
-    """Of a step of as many rows as there may be."""
+    """What the largest step takes."""
 
     def need(self, kv: int) -> int:
-        """The most that it has at any time, with so many bytes of keys and values.
+        """The most that the stage takes at any time, with so many bytes of keys and values.
 
         >>> StageMemory(weights=100, loading=30, buffers=10).need(kv=5), StageMemory(
         ...     weights=100, loading=30, buffers=10
@@ -43,7 +43,7 @@ class StageMemory:
 
 
 def stage_memory(config: ModelConfig, span: range, *, dtype: str, quantize: str | None, rows: int) -> StageMemory:
-    """Of the stage that has the layers of `span`, and steps of so many rows at most."""
+    """The memory of the stage that has the layers of `span`, and whose steps have at most `rows` rows."""
     held = {slot: _bytes(slot, config, dtype, quantize) for slot in _slots(config, span)}
     as_read = {slot: _bytes(slot, config, dtype, None) for slot in held}
     # A layer is read whole and then packed, two matrices at a time at most, by way of float32.
@@ -56,7 +56,7 @@ def stage_memory(config: ModelConfig, span: range, *, dtype: str, quantize: str 
 
 
 def _slots(config: ModelConfig, span: range) -> Iterator[Slot]:
-    """The places of the model that a stage fills. A tied embedding serves as head, too, and is packed for it."""
+    """The tensors that a stage holds. A tied embedding serves as head, too, and is packed once more for that."""
     ends = set()
     if span.start == 0:
         ends.add("embedding")
@@ -82,7 +82,7 @@ def _bytes(slot: Slot, config: ModelConfig, dtype: str, quantize: str | None) ->
 
 
 def _buffers(config: ModelConfig, span: range, rows: int) -> int:
-    """Activations in float32, each kept apart: what a step takes at most, not what is in use at one moment."""
+    """The activations of a step in float32, all of them together, though not all are in use at one moment."""
     heads, kv_heads, chosen = config.heads, config.kv_heads, config.experts_per_token or 1
     attention = 4 * config.dim + (3 * heads + 2 * kv_heads) * config.head_dim
     experts = 2 * config.dim + config.experts + chosen * (2 * config.ffn_dim + config.dim)

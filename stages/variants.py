@@ -1,6 +1,6 @@
-"""The kernel sets, the variants of the native one, and what can be wished for. No torch.
+"""The kernel sets, the variants of the native one, and what may be requested. No torch.
 
-A *variant* is a build of the native kernels for CPUs with some instructions; another variant rounds otherwise.
+A *variant* is a build of the native kernels for CPUs with some instructions. Variants round differently.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Variant:
 
     name: str
     instructions: tuple[str, ...]
-    """As compilers name them."""
+    """The instructions as compilers name them."""
     numbers: frozenset[str]
-    """Where it computes other bits than the variants after it; see `numbers_of`."""
+    """The kinds of numbers (`numbers_of`) for which it computes other bits than the variants after it."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -45,12 +45,12 @@ VARIANTS = (
     Variant("avx512", _AVX512, _ALL),
     Variant("avx2", ("avx2", "fma"), _ALL),
 )
-"""By how much they can do: the order for CPUs of which nobody knows more. Instructions are named one by one, so that a
-variant's rounding is the same on all CPUs that run it."""
+"""The order by instructions, which decides for CPUs of which no speeds are known. Instructions are named one by one, so
+that a variant rounds alike on all CPUs that run it."""
 
 
 def numbers_of(dtype: str, quantize: str | None) -> str:
-    """What numbers a model's rows and weights hold, in one word.
+    """The kind of numbers that a model's rows and weights hold, in one word.
 
     >>> numbers_of("bfloat16", None), numbers_of("bfloat16", "int8")
     ('bfloat16', 'bfloat16-int8')
@@ -58,29 +58,30 @@ def numbers_of(dtype: str, quantize: str | None) -> str:
     return f"{dtype}-{quantize}" if quantize else dtype
 
 
-def set_of(wish: str | None) -> str:
-    """The kernel set that CPUs take for a wish, which may be a set, a variant or none."""
-    return str(wish) if wish in DEVICES else "native"
+def kernel_set(requested: str | None) -> str:
+    """The kernel set of a CPU where a set, a variant or nothing is requested."""
+    return str(requested) if requested in DEVICES else "native"
 
 
-def check_wish(wish: str | None, *, device: str, quantize: str | None) -> None:
-    """Refuse what no machine can do.
+def check_requested(requested: str | None, *, device: str, quantize: str | None) -> None:
+    """Refuse a request that no machine can meet.
 
     Raises:
         ValueError: there is no such set or variant, it does not run on the device, or does not quantise.
     """
     names = (*DEVICES, *(each.name for each in VARIANTS))
     kind = device.partition(":")[0]
-    if wish is not None and wish not in names:
-        raise ValueError(f"kernels is {wish!r}; supported: {', '.join(names)}")
-    if wish is not None and kind not in DEVICES[set_of(wish)]:
+    if requested is not None and requested not in names:
+        raise ValueError(f"kernels is {requested!r}; supported: {', '.join(names)}")
+    if requested is not None and kind not in DEVICES[kernel_set(requested)]:
         raise ValueError(
-            f"kernels is {wish!r}, and device is {device!r}; these kernels run on {DEVICES[set_of(wish)][0]!r} only"
+            f"kernels is {requested!r}, and device is {device!r}; "
+            f"these kernels run on {DEVICES[kernel_set(requested)][0]!r} only"
         )
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize is {quantize!r}; supported: int8")
-    if quantize and (kind != "cpu" or set_of(wish) != "native"):
-        raise ValueError(f"quantize is {quantize!r}, and kernels is {wish or kind!r}; only 'native' quantizes")
+    if quantize and (kind != "cpu" or kernel_set(requested) != "native"):
+        raise ValueError(f"quantize is {quantize!r}, and kernels is {requested or kind!r}; only 'native' quantizes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,12 @@ class Variants:
 
     @classmethod
     def alike(cls, name: str) -> Variants:
-        """The same for all."""
+        """One variant for all matrices."""
         return cls(attention=name, experts=name, head=name)
 
     @property
     def names(self) -> frozenset[str]:
-        """Those that occur."""
+        """The variants that occur."""
         return frozenset({self.attention, self.experts, self.head})
 
     def __str__(self) -> str:
@@ -114,12 +115,12 @@ class Variants:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelChoice:
-    """What one stage computes with."""
+    """The kernels of one stage."""
 
     kernels: str
     """One of DEVICES."""
     variants: Variants | None = None
-    """Of native kernels."""
+    """The variants of native kernels; None for other sets."""
 
     def __str__(self) -> str:
         return self.kernels if self.variants is None else f"{self.kernels} {self.variants}"

@@ -1,4 +1,4 @@
-"""A server that answers the few questions that are put to a Ray's GCS before it is joined."""
+"""A fake GCS, which answers the questions that `ray_joining` puts to a Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
 
 class FakeGcs(services.NodeInfoGcsServiceServicer, services.InternalKVGcsServiceServicer):
-    """Listens on all interfaces, as Ray does, from `with` on."""
+    """A context manager. The server listens on all interfaces, as Ray's does."""
 
     def __init__(self, *, token: str | None = None, version: str = "", record: bytes = b"", socket: str = "/") -> None:
         """Asks for `token`, claims `version`, holds `record` under every key, and has one node with that socket."""

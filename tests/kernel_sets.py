@@ -1,4 +1,4 @@
-"""The kernel sets, and of the native one the variants, that this machine's CPU runs, for tests that hold for each.
+"""The kernel sets, and the variants of the native one, that this machine's CPU runs, for tests that hold for each.
 
 Without a compiler or the instructions the native one is skipped; sources that do not compile are no such reason.
 """
@@ -38,7 +38,8 @@ KERNELS = [NATIVE, "cpu", "reference"]
 def choices(numbers):
     """Every combination of variants that can be chosen on this machine, the best first.
 
-    All alike, which a wish or a probe may ask for, and what the table makes of it for CPUs that can do less and less.
+    They are one variant for all matrices, as a request or a probe gives, and what the table gives for CPUs with fewer
+    and fewer instructions.
     """
     names = FACTS.variants(numbers)
     alike = [Variants.alike(name) for name in names]
@@ -48,5 +49,5 @@ def choices(numbers):
 
 
 def native(config, dtype, quantize=None):
-    """The native kernels as they are chosen here."""
+    """The native kernels with the variants that are chosen on this machine."""
     return NativeKernels(config, dtype, quantize, choices(f"{dtype}-{quantize}" if quantize else dtype)[0])

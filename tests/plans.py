@@ -1,4 +1,4 @@
-"""A service as `serve` plans it without options, before anything is known of a cluster."""
+"""The spec that `serve` plans for a folder without options, before the cluster is known."""
 
 from pathlib import Path
 

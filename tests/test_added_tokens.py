@@ -1,5 +1,6 @@
-"""A tune in ChatML, whose markers were added after SentencePiece's own ids, served from client to head: beside
-transformers, which knows nothing of tokenizers and so is right about the model's own softmax.
+"""A ChatML tune, whose markers were added after SentencePiece's ids, is served as transformers computes it.
+
+transformers knows nothing of tokenizers here, and so is right about the model's own softmax.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from tramontane.cluster.served_model import ServedModel
 SIZE = SentencePieceProcessor(model_proto=tiny_tokenizer()).vocab_size()
 END, START, SPARE = SIZE, SIZE + 1, SIZE + 2
 ROWS = SIZE + 4
-"""Two more than any file names."""
+"""Two more rows than files name ids."""
 PROMPT = "the wind comes"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its greedy completion has a START and then an END, and where END is, a spare row is likelier by far.
+    """A model whose greedy completion has a START and then an END; where END is, a spare row is likelier by far.
 
-    A row of the head that is another one, only louder, is chosen wherever that one would be.
+    A row of the head that is another row times a factor is chosen wherever that row would be.
     """
     plain = cached_checkpoint("MistralForCausalLM", tokenizer=True, vocab_size=ROWS, sliding_window=9)
     folder = shutil.copytree(plain, tmp_path_factory.mktemp("tune") / "model")

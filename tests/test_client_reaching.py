@@ -1,4 +1,4 @@
-"""Why a server is not reached, as users hear it: each cause for real, by both clients, waiting and not."""
+"""Every cause for which a server cannot be reached, made for real: what both clients say, waiting and not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Places:
 
 @contextlib.contextmanager
 def listening(says: bytes | None) -> Iterator[str]:
-    """A port where connections are taken; nothing is ever said there, or just this before they are closed."""
+    """A port that accepts connections. It never sends anything, or sends `says` and closes."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         kept = []
 
@@ -76,7 +76,7 @@ def places(tmp_path_factory) -> Iterator[Places]:
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Connections that are given up after 0.3 s, where clients take 5."""
+    """Make clients give up a connection attempt after 0.3 s instead of 5."""
     whole = ClientOptions.arguments
 
     def arguments(self, target, *, watch_health):
@@ -146,7 +146,7 @@ async def test_what_may_change_is_waited_for_and_the_error_says_why(places, hast
 
 
 async def all_say(target: str, options: ClientOptions, says: str, *, never: str = "\0", asking: bool = True) -> None:
-    """Both clients, generating and asking."""
+    """Both clients fail with these words, when they generate and, if `asking`, when they ask."""
     failed: list[errors.Unavailable] = []
     with Client(target, options) as client:
         for call in [lambda: client.generate("a"), client.models, client.health][: 3 if asking else 1]:

@@ -1,4 +1,4 @@
-"""What a target may be, before anything is connected."""
+"""Which targets are accepted and which refused, before anything is connected."""
 
 from __future__ import annotations
 

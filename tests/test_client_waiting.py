@@ -1,26 +1,26 @@
-"""The rules of waiting for a server: what is asked, what is made of the answers, which calls are given up. Pure."""
+"""Waiting for a server: which questions are asked, what follows from the answers, which calls are given up."""
 
 from __future__ import annotations
 
 import pytest
 
 from tramontane.client import DeadlineExceeded, NotFound, Tls, Unauthenticated, Unavailable, Unimplemented
-from tramontane.client.diagnosis import UNKNOWN, Ask, Look, News, Standing, diagnose
+from tramontane.client.diagnosis import UNKNOWN, Ask, Diagnosis, Look, Standing, diagnose
 from tramontane.client.failures import Kind, read_failure
 from tramontane.client.tls_look import Seen
-from tramontane.client.waiting_room import PATIENCE_S, WaitingRoom
+from tramontane.client.waiting_calls import PATIENCE_S, WaitingCalls
 from tramontane.protos import serving_pb2
 
 TARGET = "a.example:1"
 FAILING = "connections to all backends failing; last error: "
 CLOSED = Unavailable(f"{FAILING}UNAVAILABLE: ipv4:10.0.0.1:1: Socket closed")
 UNHEALTHY = Unavailable(f"{FAILING}ipv4:10.0.0.1:1: backend unhealthy")
-UNREACHED = News(standing=Standing.UNREACHED, reason="nobody there")
-AWAITED = News(standing=Standing.AWAITED, reason="loading")
+UNREACHED = Diagnosis(standing=Standing.UNREACHED, reason="nobody there")
+AWAITED = Diagnosis(standing=Standing.AWAITED, reason="loading")
 
 
-def ask(answers: dict, *, tls: Tls | None = None, failure=None) -> News:
-    """Run a diagnosis with these answers; questions that have none are a mistake."""
+def ask(answers: dict, *, tls: Tls | None = None, failure=None) -> Diagnosis:
+    """Run a diagnosis with these answers. A question that has none fails the test."""
     questions = diagnose(TARGET, tls, failure)
     try:
         question = next(questions)
@@ -74,13 +74,13 @@ def models(reason: str) -> serving_pb2.ListModelsResponse:
     ],
 )
 def test_what_is_made_of_the_answers(answers, standing, reason):
-    news = ask(answers)
-    assert (news.standing, news.reason) == (standing, reason)
+    diagnosis = ask(answers)
+    assert (diagnosis.standing, diagnosis.reason) == (standing, reason)
 
 
 def test_a_token_that_is_not_known_ends_a_call_as_it_would_later():
-    news = ask({Ask.HEALTH: UNHEALTHY, Ask.MODELS: Unauthenticated("the token is not known")})
-    assert isinstance(news.error("r-1"), Unauthenticated)
+    diagnosis = ask({Ask.HEALTH: UNHEALTHY, Ask.MODELS: Unauthenticated("the token is not known")})
+    assert isinstance(diagnosis.error("r-1"), Unauthenticated)
 
 
 def test_a_failure_that_is_known_is_not_asked_about_and_a_servers_own_words_stand():
@@ -140,60 +140,60 @@ def test_what_a_server_says_is_no_failure_of_the_channel(text):
     assert read_failure(text, TARGET, encrypted=False) is None
 
 
-def room(reach_timeout_s: float = 30.0) -> WaitingRoom[str]:
-    return WaitingRoom(reach_timeout_s)
+def waiting_calls(reach_timeout_s: float = 30.0) -> WaitingCalls[str]:
+    return WaitingCalls(reach_timeout_s)
 
 
 def test_nobody_looks_before_a_call_has_waited_a_while():
-    waiting = room()
+    waiting = waiting_calls()
     assert not waiting.look_due(0.0)
-    waiting.enter("a", 0.0)
+    waiting.add("a", 0.0)
     assert not waiting.look_due(PATIENCE_S / 2)
     assert waiting.look_due(PATIENCE_S)
-    waiting.hear(UNREACHED, 1.0)
+    waiting.update(UNREACHED, 1.0)
     assert not waiting.look_due(1.5)
     assert waiting.look_due(2.0)
 
 
 def test_a_server_that_is_not_reached_ends_the_calls_that_have_tried_long_enough():
-    waiting = room(30.0)
-    waiting.enter("early", 0.0)
-    waiting.enter("late", 10.0)
-    assert not waiting.hear(UNREACHED, 29.0)
+    waiting = waiting_calls(30.0)
+    waiting.add("early", 0.0)
+    waiting.add("late", 10.0)
+    assert not waiting.update(UNREACHED, 29.0)
     assert waiting.reason == "nobody there"
-    given_up = waiting.hear(UNREACHED, 30.0)
+    given_up = waiting.update(UNREACHED, 30.0)
     assert list(given_up) == ["early"]
     assert given_up["early"].reason == "nobody there (tried for 30 s)"
 
 
 def test_one_that_answers_begins_the_count_anew():
-    waiting = room(30.0)
-    waiting.enter("a", 0.0)
-    assert not waiting.hear(UNREACHED, 29.0)
-    assert not waiting.hear(AWAITED, 29.5)
-    assert not waiting.hear(UNREACHED, 59.0)
-    assert waiting.hear(UNREACHED, 59.5)
+    waiting = waiting_calls(30.0)
+    waiting.add("a", 0.0)
+    assert not waiting.update(UNREACHED, 29.0)
+    assert not waiting.update(AWAITED, 29.5)
+    assert not waiting.update(UNREACHED, 59.0)
+    assert waiting.update(UNREACHED, 59.5)
 
 
-def test_one_that_loads_is_waited_for_without_end_and_no_news_change_nothing():
-    waiting = room(30.0)
-    waiting.enter("a", 0.0)
-    assert not waiting.hear(AWAITED, 1000.0)
-    assert not waiting.hear(UNKNOWN, 2000.0)
+def test_one_that_loads_is_waited_for_without_end_and_no_answer_changes_nothing():
+    waiting = waiting_calls(30.0)
+    waiting.add("a", 0.0)
+    assert not waiting.update(AWAITED, 1000.0)
+    assert not waiting.update(UNKNOWN, 2000.0)
     assert waiting.reason == "loading"
 
 
 def test_what_is_hopeless_ends_all_calls():
-    waiting = room()
-    waiting.enter("a", 0.0)
-    waiting.enter("b", 1.0)
-    news = News(standing=Standing.HOPELESS, reason="another authority")
-    assert waiting.hear(news, 1.0) == {"a": news, "b": news}
+    waiting = waiting_calls()
+    waiting.add("a", 0.0)
+    waiting.add("b", 1.0)
+    diagnosis = Diagnosis(standing=Standing.HOPELESS, reason="another authority")
+    assert waiting.update(diagnosis, 1.0) == {"a": diagnosis, "b": diagnosis}
 
 
-def test_who_has_left_is_not_given_up_and_leaves_no_reason():
-    waiting = room(1.0)
-    waiting.enter("a", 0.0)
-    waiting.hear(UNREACHED, 0.5)
-    waiting.leave("a")
-    assert (waiting.reason, waiting.hear(UNREACHED, 5.0)) == ("", {})
+def test_a_call_that_has_ended_is_not_given_up_and_leaves_no_reason():
+    waiting = waiting_calls(1.0)
+    waiting.add("a", 0.0)
+    waiting.update(UNREACHED, 0.5)
+    waiting.remove("a")
+    assert (waiting.reason, waiting.update(UNREACHED, 5.0)) == ("", {})

@@ -1,4 +1,4 @@
-"""Which kernels are chosen, from facts about nodes: by table, probe or order; what all run; who is named and why."""
+"""The choice of kernels from facts about nodes: by table, probe or order, and what the operator is told."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from tramontane.stages import cpu
 from tramontane.stages.cpu import Cpu, this_cpu
 from tramontane.stages.kernel_choice import TABLE, NodeKernels, choose_variants, decide, probed_speeds, table_speeds
-from tramontane.stages.variants import DEVICES, MATRICES, VARIANTS, Variants, check_wish
+from tramontane.stages.variants import DEVICES, MATRICES, VARIANTS, Variants, check_requested
 
 
 def cpu_of(variant, model="Maker 1-1"):
@@ -25,8 +25,8 @@ def alike(**speeds):
     return dict.fromkeys(MATRICES, speeds)
 
 
-def chosen(nodes, numbers="bfloat16", wish=None, speeds=None, **options):
-    decision = decide(nodes, numbers, wish, lambda cpu: (speeds or {}).get(cpu.model), **options)
+def chosen(nodes, numbers="bfloat16", requested=None, speeds=None, **options):
+    decision = decide(nodes, numbers, requested, lambda cpu: (speeds or {}).get(cpu.model), **options)
     return [str(choice) for choice in decision.stages], list(decision.remarks)
 
 
@@ -73,7 +73,7 @@ def test_matrices_differ_where_it_is_worth_it():
 
 
 def test_nodes_that_differ_take_what_is_worth_most_where_it_is_worth_least():
-    """One is 1.9 times as fast with the one, the other 1.5 times as fast with the other."""
+    """One node is 1.9 times as fast with one variant, the other node 1.5 times as fast with the other."""
     speeds = {"M 1": alike(avx512bf16=1.0, avx512=1.9), "M 2": alike(avx512bf16=1.5, avx512=1.0)}
     nodes = [node("a", model="M 1"), node("b", model="M 2"), node("c", model="M 2")]
     assert chosen(nodes, speeds=speeds) == (["native avx512"] * 3, [])
@@ -89,14 +89,14 @@ def test_the_best_in_common_and_whose_fault_it_is():
     ]
 
 
-@pytest.mark.parametrize("wish", [None, "native", "avx512"])
-def test_a_node_that_runs_none_is_named_and_the_start_refused(wish):
+@pytest.mark.parametrize("requested", [None, "native", "avx512"])
+def test_a_node_that_runs_none_is_named_and_the_start_refused(requested):
     nodes = [node("a"), node("b", obstacle="there is no C++ compiler (g++)"), node("c")]
     expected = "no native kernels run on the nodes of all stages: b: there is no C.. compiler .* --allow-mixed-numerics"
     with pytest.raises(ValueError, match=expected):
-        chosen(nodes, wish=wish)
-    kernels, remarks = chosen(nodes, wish=wish, allow_mixed=True)
-    native = "native avx512" if wish == "avx512" else "native avx512bf16"
+        chosen(nodes, requested=requested)
+    kernels, remarks = chosen(nodes, requested=requested, allow_mixed=True)
+    native = "native avx512" if requested == "avx512" else "native avx512bf16"
     assert kernels == [native, "cpu", native]
     assert remarks == ["stages round differently: b: there is no C++ compiler (g++)"]
     with pytest.raises(ValueError, match=r"8-bit weights need native kernels .*: b: there is no"):
@@ -105,22 +105,22 @@ def test_a_node_that_runs_none_is_named_and_the_start_refused(wish):
 
 def test_a_variant_by_name_must_run_everywhere():
     nodes = [node("a", "avx512"), node("b", "avx2")]
-    assert chosen(nodes, wish="avx2") == (["native avx2"] * 2, [])
+    assert chosen(nodes, requested="avx2") == (["native avx2"] * 2, [])
     with pytest.raises(ValueError, match=r"b: its CPU \(CPU Maker 1-1\) has no avx512_vnni, avx512bw"):
-        chosen(nodes, wish="avx512")
-    assert chosen(nodes, wish="avx512", allow_mixed=True)[0] == ["native avx512", "native avx2"]
+        chosen(nodes, requested="avx512")
+    assert chosen(nodes, requested="avx512", allow_mixed=True)[0] == ["native avx512", "native avx2"]
     with pytest.raises(ValueError, match="kernels is 'amx'; numbers of float32 have avx512, avx2"):
-        chosen(nodes, numbers="float32", wish="amx")
+        chosen(nodes, numbers="float32", requested="amx")
 
 
 def test_where_no_node_has_native_kernels_torch_serves_unless_they_were_asked_for():
     nodes = [node("a", obstacle="there is no C++ compiler (g++)")] * 2
     remark = "no native kernels, torch's packed products instead: a: there is no C++ compiler (g++)"
     assert chosen(nodes) == (["cpu", "cpu"], [remark])
-    for options in ({"wish": "native"}, {"wish": "avx2"}, {"numbers": "bfloat16-int8"}):
+    for options in ({"requested": "native"}, {"requested": "avx2"}, {"numbers": "bfloat16-int8"}):
         with pytest.raises(ValueError, match="the native kernels, which were asked for, are not there: a: there is no"):
             chosen(nodes, **options)
-    assert chosen(nodes, wish="cpu") == (["cpu", "cpu"], [])
+    assert chosen(nodes, requested="cpu") == (["cpu", "cpu"], [])
 
 
 def test_a_probe_needs_a_margin():
@@ -130,7 +130,7 @@ def test_a_probe_needs_a_margin():
 
 
 @pytest.mark.parametrize(
-    ("wish", "device", "quantize", "message"),
+    ("requested", "device", "quantize", "message"),
     [
         ("fast", "cpu", None, "kernels is 'fast'; supported: native, cpu, cuda, reference, amx, avx512bf16"),
         ("avx2", "cuda", None, "kernels is 'avx2', and device is 'cuda'; these kernels run on 'cpu' only"),
@@ -139,18 +139,18 @@ def test_a_probe_needs_a_margin():
         (None, "cpu", "int4", "quantize is 'int4'; supported: int8"),
     ],
 )
-def test_what_no_machine_can_do_is_refused(wish, device, quantize, message):
+def test_what_no_machine_can_do_is_refused(requested, device, quantize, message):
     with pytest.raises(ValueError, match=message):
-        check_wish(wish, device=device, quantize=quantize)
+        check_requested(requested, device=device, quantize=quantize)
 
 
 def test_what_can_be_wished_for():
-    for wish in (None, *DEVICES, *(each.name for each in VARIANTS)):
-        check_wish(wish, device="cuda" if wish == "cuda" else "cpu", quantize=None)
+    for requested in (None, *DEVICES, *(each.name for each in VARIANTS)):
+        check_requested(requested, device="cuda" if requested == "cuda" else "cpu", quantize=None)
 
 
 def test_the_table_is_well_formed():
-    """Each row is of one CPU, and measures every variant of its numbers that the CPU could run in every matrix."""
+    """Each row is for one CPU, and has every variant for every matrix and kind of numbers."""
     rows = json.loads(TABLE.read_text())
     assert len({row["cpu"] for row in rows}) == len(rows) > 0
     for row in rows:
@@ -175,10 +175,10 @@ def test_the_first_cpu_of_the_system_counts(tmp_path, monkeypatch):
         "flags\t\t: fpu avx2 amx_tile amx_bf16\n\nprocessor\t: 1\nmodel\t\t: 3\n"
     )
     monkeypatch.setattr(cpu, "Path", lambda _: path)
-    monkeypatch.setattr(cpu, "_tiles_are_lent", lambda: True)
+    monkeypatch.setattr(cpu, "_may_use_tiles", lambda: True)
     expected = Cpu("AuthenticAMD 26-2", "AMD EPYC 9", frozenset({"fpu", "avx2", "amx_tile", "amx_bf16"}))
     assert this_cpu() == expected
-    monkeypatch.setattr(cpu, "_tiles_are_lent", lambda: False)
+    monkeypatch.setattr(cpu, "_may_use_tiles", lambda: False)
     assert this_cpu() == replace(expected, flags=frozenset({"fpu", "avx2"})), "tiles that the system does not lend"
     path.unlink()
     assert this_cpu().flags == frozenset()

@@ -1,4 +1,4 @@
-"""How much context and KV memory a pipeline gets, in plain numbers: what fits is served, wishes beyond are refused."""
+"""The context and KV memory that a pipeline gets: what fits is served, and options that ask for more are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tramontane.cluster.kv_plan import KVPlan, KVPlanner, KVWishes
+from tramontane.cluster.kv_plan import KVOptions, KVPlan, KVPlanner
 from tramontane.cluster.memory_sums import Room, sum_at, worst_sum
 from tramontane.stages.config import EXAMPLE, ModelConfig
 from tramontane.stages.kv_layout import kv_bytes
@@ -26,9 +26,9 @@ def room(free: int, *, stages: int = 1, place: str = "this machine") -> Room:
     return Room(place=place, free=free, stages=stages, each=MIB)
 
 
-def planned(*rooms: Room, config: ModelConfig = FULL, counts: tuple[int, ...] = (4,), **wishes: int) -> KVPlan:
+def planned(*rooms: Room, config: ModelConfig = FULL, counts: tuple[int, ...] = (4,), **options: int) -> KVPlan:
     spans = split_as(config, counts)
-    return KVPlanner(config, spans, "float32", KVWishes(**wishes), [STAGE] * len(spans), rooms).plan()
+    return KVPlanner(config, spans, "float32", KVOptions(**options), [STAGE] * len(spans), rooms).plan()
 
 
 def refused(*rooms: Room, **options: object) -> str:
@@ -75,9 +75,9 @@ def test_a_context_below_a_window_is_lowered_no_further_than_it_helps() -> None:
     assert planned(room(STAGE.weights + STAGE.loading + MIB), config=windowed).context == 1_024_000
 
 
-@pytest.mark.parametrize("wishes", [{}, {"max_context": 4096}, {"kv_memory": 64 * MIB, "max_context": 4096}])
-def test_weights_that_do_not_fit_are_refused_whatever_is_asked(wishes: dict[str, int]) -> None:
-    said = refused(room(30 * MIB), **wishes)
+@pytest.mark.parametrize("options", [{}, {"max_context": 4096}, {"kv_memory": 64 * MIB, "max_context": 4096}])
+def test_weights_that_do_not_fit_are_refused_whatever_is_asked(options: dict[str, int]) -> None:
+    said = refused(room(30 * MIB), **options)
     assert "weights 30 MiB" in said
     assert "of 30 MiB on this machine" in said
     assert "--quantize int8" in said

@@ -1,4 +1,4 @@
-"""What a machine has left for a service: control groups of both versions, and what hides between."""
+"""The free memory and GPUs of a machine: control groups of both versions, and what CUDA programs see."""
 
 from __future__ import annotations
 

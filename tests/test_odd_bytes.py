@@ -1,4 +1,4 @@
-"""No bytes whatever give a traceback from what reads a checkpoint's small files, token files or certificates.
+"""Reading small files of a checkpoint, token files or certificates never ends in a traceback, whatever they hold.
 
 Each is read, or refused by one line that names the file. Bytes are random, or a right file with a piece of it replaced,
 or JSON of the right keys with any values.
@@ -141,7 +141,7 @@ def test_a_checkpoints_small_files(folder: Path, name: str) -> None:
 @click.command()
 @connects
 def verb(_client: object) -> None:
-    """Any verb of the client's."""
+    """Stands for any verb of the client."""
 
 
 tokens = st.lists(st.sampled_from([b"a" * 20, b"#", b"\n", b"\r", b"\0", b"\xff", b" ", "\u2028".encode()]), max_size=8)
@@ -150,7 +150,7 @@ tokens = st.lists(st.sampled_from([b"a" * 20, b"#", b"\n", b"\r", b"\0", b"\xff"
 @settings(deadline=None, max_examples=100, database=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=80) | tokens.map(b"".join))
 def test_token_files(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """Those of the server, of its links and of the client."""
+    """Token files of the server, of its links and of the client."""
     path = tmp_path_factory.getbasetemp() / "tokens"
     path.write_bytes(content)
     is_read_or_refused(lambda: read_tokens(str(path)), path)

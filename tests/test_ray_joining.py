@@ -1,4 +1,4 @@
-"""Before a Ray is joined: what is said, in one line, of one that cannot be."""
+"""Why a Ray cannot be joined is said in one line, before anything tries to."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tramontane.cluster import ray_joining
-from tramontane.cluster.ray_joining import AuthenticationTokenLoader, NoRay, joinable, own_token, served_identity
+from tramontane.cluster.ray_joining import (
+    AuthenticationTokenLoader,
+    NoRay,
+    joinable_address,
+    own_token,
+    served_identity,
+)
 
 TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
 
 
 @pytest.fixture
 def ours(tmp_path, monkeypatch):
-    """Sets the mode and the token that Ray finds in this process."""
+    """Sets the mode and the token that Ray's client finds in this process."""
 
     def set_them(mode: str, token: str | None = None) -> None:
         modes = ray_joining.AuthenticationMode
@@ -51,7 +57,7 @@ def cluster(token: str | None = None, version: str = ray.__version__) -> FakeGcs
 def test_a_ray_that_agrees_is_joined(ours, asked, mode, token):
     ours(mode, token)
     with cluster(asked) as gcs:
-        assert joinable(gcs.address) == gcs.address
+        assert joinable_address(gcs.address) == gcs.address
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_a_ray_that_agrees_is_joined(ours, asked, mode, token):
 def test_one_that_does_not_is_told_with_what_both_sides_need(ours, asked, mode, token, said):
     ours(mode, token)
     with cluster(asked) as gcs, pytest.raises(ConnectionError) as caught:
-        joinable(gcs.address)
+        joinable_address(gcs.address)
     assert str(caught.value).startswith(f"the Ray at {gcs.address} ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -78,7 +84,7 @@ def test_one_that_does_not_is_told_with_what_both_sides_need(ours, asked, mode, 
 def test_another_version_of_ray_is_not_joined(ours):
     ours("disabled")
     with cluster(version="2.9.3") as gcs, pytest.raises(ConnectionError, match=r"is version 2\.9\.3, and here it is "):
-        joinable(gcs.address)
+        joinable_address(gcs.address)
 
 
 def test_a_ray_without_a_node_on_this_machine_is_not_joined(ours, tmp_path, monkeypatch):
@@ -88,11 +94,11 @@ def test_a_ray_without_a_node_on_this_machine_is_not_joined(ours, tmp_path, monk
         with pytest.raises(
             ConnectionError, match=f"^no node of the Ray at {gcs.address} runs on this machine: `ray st"
         ):
-            joinable(gcs.address)
+            joinable_address(gcs.address)
         # A node that is only starting is waited for.
         monkeypatch.setattr(ray_joining, "NODE_TIMEOUT_S", 60.0)
         monkeypatch.setattr(ray_joining.time, "sleep", lambda _: (tmp_path / "raylet").touch())
-        assert joinable(gcs.address) == gcs.address
+        assert joinable_address(gcs.address) == gcs.address
 
 
 def test_nobody_and_others_who_listen_are_no_ray(ours, monkeypatch):
@@ -101,19 +107,19 @@ def test_nobody_and_others_who_listen_are_no_ray(ours, monkeypatch):
         listener.bind(("0.0.0.0", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(NoRay, match=f"^no Ray cluster at {address}: Connection refused$"):
-            joinable(address)
+            joinable_address(address)
         listener.listen()
         monkeypatch.setattr(ray_joining, "REACH_TIMEOUT_S", 0.2)
         with pytest.raises(ConnectionError, match=f"^no Ray cluster at {address}: what listens there has not answered"):
-            joinable(address)
+            joinable_address(address)
     server = grpc.server(None)
     address = f"127.0.0.1:{server.add_insecure_port('0.0.0.0:0')}"
     server.start()
     with pytest.raises(NoRay, match=f"^no Ray cluster at {address}: what listens there is no Ray's GCS$"):
-        joinable(address)
+        joinable_address(address)
     server.stop(None)
     with pytest.raises(ConnectionError, match=r"^no Ray cluster at no\.such\.host\.invalid:6379: "):
-        joinable("no.such.host.invalid:6379")
+        joinable_address("no.such.host.invalid:6379")
 
 
 @pytest.mark.parametrize("address", ["", "local", "ray://127.0.0.1:10001", "127.0.0.1", ":6379", "127.0.0.1:65536"])
@@ -123,7 +129,7 @@ def test_what_is_no_address_is_said(ours, monkeypatch, address, how):
     if how == "RAY_ADDRESS" and address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=r"^address is .*; it takes HOST:PORT, where a Ray's GCS listens, or auto$"):
-        joinable("auto" if how == "RAY_ADDRESS" and address else address)
+        joinable_address("auto" if how == "RAY_ADDRESS" and address else address)
 
 
 def test_the_service_of_a_ray_is_known_without_joining_it(ours):

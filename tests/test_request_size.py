@@ -1,4 +1,4 @@
-"""How large requests may be, and of what: judged before they are parsed."""
+"""The size of requests, checked before they are parsed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tramontane.cluster import request_size
-from tramontane.cluster.request_size import BYTES_OF_OPTIONS, check_size, request_limit_bytes
+from tramontane.cluster.request_size import BYTES_OF_OPTIONS, LEAST_OF_A_FIELD, check_size, request_limit_bytes
 from tramontane.cluster.validation import MAX_STOP_IDS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS
 from tramontane.protos import serving_pb2 as pb
 
@@ -62,19 +61,23 @@ SLOW = {
 }
 
 
+class CountingBytes(bytes):
+    """Counts how often one of its bytes is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place):
+        self.looks += 1
+        return super().__getitem__(place)
+
+
 @pytest.mark.parametrize("kind", SLOW)
-def test_what_would_be_slow_to_parse_is_refused_in_few_steps(kind, monkeypatch):
-    method, body, says = SLOW[kind]
-    steps, varint_at = [], request_size._varint
-
-    def counted(body: bytes, place: int) -> tuple[int, int]:
-        steps.append(place)
-        return varint_at(body, place)
-
-    monkeypatch.setattr(request_size, "_varint", counted)
+def test_what_would_be_slow_to_parse_is_refused_in_few_steps(kind):
+    method, content, says = SLOW[kind]
+    body = CountingBytes(content)
     with pytest.raises(ValueError, match=says):
         check_size(method, body, 20_000)
-    assert len(steps) <= 2 * (BYTES_OF_OPTIONS // request_size.LEAST_OF_A_FIELD + 1)
+    assert body.looks <= 2 * (BYTES_OF_OPTIONS // LEAST_OF_A_FIELD + 1), "a tag and a size a field, a byte each"
 
 
 def refusal(body: bytes) -> str:
@@ -87,7 +90,7 @@ def refusal(body: bytes) -> str:
 
 @given(st.binary(max_size=200), st.sampled_from([0, 1, 5, 6]))
 def test_what_protobuf_takes_passes(noise, cut):
-    """But for groups, which none of our messages has."""
+    """Groups are an exception, which none of our messages has."""
     body = pb.GenerateRequest(text="x" * (BYTES_OF_OPTIONS + 1)).SerializeToString()[: -cut or None] + noise
     with contextlib.suppress(DecodeError):
         pb.GenerateRequest.FromString(body)
@@ -104,16 +107,10 @@ def test_what_is_cut_off_or_of_no_kind_is_no_message(rest):
 
 
 def test_a_number_without_end_is_read_to_its_tenth_byte():
-    looks = []
-
-    class Counted(bytes):
-        def __getitem__(self, place):
-            looks.append(place)
-            return super().__getitem__(place)
-
+    body = CountingBytes(b"\x80" * (BYTES_OF_OPTIONS + 1))
     with pytest.raises(ValueError, match="no message of its type"):
-        check_size(GENERATE, Counted(b"\x80" * (BYTES_OF_OPTIONS + 1)), 20_000)
-    assert len(looks) == 10
+        check_size(GENERATE, body, 20_000)
+    assert body.looks == 10
 
 
 @pytest.mark.parametrize("kind", ["empty stop strings", "ids in small messages"])

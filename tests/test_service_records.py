@@ -1,4 +1,4 @@
-"""Records of what `serve` has started, and `down`, which ends these services and no others."""
+"""The records of services, and `down`, which ends the services that are recorded and no others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fake_gcs import FakeGcs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tramontane.cluster.down import choose, is_over
-from tramontane.cluster.service_records import Found, RecordFile, ServiceRecord, read_records, remove_over
+from tramontane.cluster.down import choose, has_ended
+from tramontane.cluster.service_records import FoundRecord, RecordFile, ServiceRecord, read_records, remove_ended
 
 TRAMONTANE = str(Path(sys.executable).with_name("tramontane"))
 RECORD = ServiceRecord(
@@ -56,7 +56,7 @@ def services(session) -> Path:
 
 @pytest.fixture
 def serve(services) -> Iterator:
-    """Starts what stands for `serve`."""
+    """Starts processes that stand for `serve`."""
     started: list[subprocess.Popen[str]] = []
 
     def start(identity: str, name: str, port: int) -> subprocess.Popen[str]:
@@ -88,7 +88,7 @@ def test_a_record_is_this_users_alone_and_names_who_holds_it(services, serve):
     (path,) = services.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     ((found,), flaws) = read_records(services)
-    assert found == Found(path, replace(RECORD, pid=process.pid, target="127.0.0.1:50051"), process.pid)
+    assert found == FoundRecord(path, replace(RECORD, pid=process.pid, target="127.0.0.1:50051"), process.pid)
     assert not flaws
     process.kill()
     process.wait(30)
@@ -105,7 +105,7 @@ def test_what_is_left_of_services_that_had_a_ray_of_their_own_goes(services, ser
     serve("1", "living", 1)
     for identity, owns_ray in [("2", True), ("3", False)]:
         RecordFile(services, replace(RECORD, identity=identity, owns_ray=owns_ray)).close(remove=False)
-    remove_over(services)
+    remove_ended(services)
     assert sorted(path.stem for path in services.iterdir()) == ["1", "3"]
 
 
@@ -158,7 +158,7 @@ def test_down_removes_what_is_over_and_ends_nothing_else(services):
     assert not list(services.iterdir())
 
 
-def test_a_holder_that_cannot_be_seen_is_not_guessed(services, serve, monkeypatch):
+def test_a_holder_that_cannot_be_seen_is_not_guessed(services, serve):
     """As in another container with the same runtime folder, where the record's number is somebody else's here."""
     from tramontane.cluster import down as ending
     from tramontane.cluster.events import Events
@@ -175,20 +175,20 @@ def test_a_service_that_was_left_running_is_told_from_one_that_is_over(monkeypat
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     record = msgpack.packb({"identity": "5e", "name": "embedded"})
 
-    def left(address: str, identity: str = "5e") -> Found:
-        return Found(Path("5e.json"), replace(RECORD, identity=identity, owns_ray=False, ray=address), None)
+    def left(address: str, identity: str = "5e") -> FoundRecord:
+        return FoundRecord(Path("5e.json"), replace(RECORD, identity=identity, owns_ray=False, ray=address), None)
 
     with FakeGcs(record=record) as gcs:
-        assert not is_over(left(gcs.address))
-        assert is_over(left(gcs.address, identity="of an earlier service"))
-    assert is_over(left(gcs.address))
+        assert not has_ended(left(gcs.address))
+        assert has_ended(left(gcs.address, identity="of an earlier service"))
+    assert has_ended(left(gcs.address))
     with FakeGcs(token="another") as gcs:
-        assert not is_over(left(gcs.address)), "it may still be there"
+        assert not has_ended(left(gcs.address)), "it may still be there"
 
 
 def test_which_service_is_meant():
     one, two = (
-        Found(Path(f"{n}.json"), replace(RECORD, identity=f"{n}", name=f"model-{n}", target=f"h:{n}"), 1)
+        FoundRecord(Path(f"{n}.json"), replace(RECORD, identity=f"{n}", name=f"model-{n}", target=f"h:{n}"), 1)
         for n in (1, 2)
     )
     for words, meant in [(("1", "model-1", "h:1"), one), (("2", "model-2", "h:2"), two)]:

@@ -1,4 +1,4 @@
-"""Which ids exist, what they print and which end a completion, as a checkpoint folder's files say together."""
+"""Which ids exist, what they print and which end a completion, by the files of a checkpoint folder."""
 
 from __future__ import annotations
 

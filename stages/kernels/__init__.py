@@ -23,7 +23,7 @@ from tramontane.stages.cpu import this_cpu
 from tramontane.stages.kernel_choice import NodeKernels, choose_variants, decide, table_speeds
 from tramontane.stages.kv_layout import KVLayout
 from tramontane.stages.microbatch import BoolArray, Float32Array, Int32Array, Microbatch, SampledRows
-from tramontane.stages.variants import KernelChoice, check_wish, numbers_of, set_of
+from tramontane.stages.variants import KernelChoice, check_requested, kernel_set, numbers_of
 from tramontane.stages.weights import LayerWeights
 
 PackedEmbedding: TypeAlias = Any
@@ -64,11 +64,11 @@ class Kernels(Protocol):
 
     @property
     def row_dtype(self) -> torch.dtype:
-        """What rows hold between blocks and between stages."""
+        """The dtype of rows between blocks and between stages."""
 
     @property
     def torch_computes(self) -> bool:
-        """Whether rounding depends on torch and the device as well as on what the name tells."""
+        """Whether rounding depends on torch and the device, and not on the name alone."""
 
     def pack_embedding(self, embedding_VD: Tensor) -> PackedEmbedding:
         """Lay out the embedding; the original may be dropped."""
@@ -145,9 +145,9 @@ def choose_kernels(
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, and this process sees no CUDA device")
     if not isinstance(name, KernelChoice):
-        wish = name or os.environ.get("TRAMONTANE_KERNELS") or None
-        check_wish(wish, device=device, quantize=quantize)
-        name = choose_here(wish, dtype=dtype, device=kind, quantize=quantize)
+        requested = name or os.environ.get("TRAMONTANE_KERNELS") or None
+        check_requested(requested, device=device, quantize=quantize)
+        name = choose_here(requested, dtype=dtype, device=kind, quantize=quantize)
     if name.kernels == "reference":
         from tramontane.stages.kernels.reference import ReferenceKernels
 
@@ -169,28 +169,29 @@ def choose_kernels(
     return CpuKernels(config, dtype)
 
 
-def choose_here(wish: str | None, *, dtype: str, device: str, quantize: str | None) -> KernelChoice:
-    """What a stage that is alone with this machine computes with; says why where that is not native.
+def choose_here(requested: str | None, *, dtype: str, device: str, quantize: str | None) -> KernelChoice:
+    """The kernels of a stage that runs by itself, outside a service; logs why where they are not native.
 
     Raises:
-        ValueError: what is wanted does not run here.
+        ValueError: what is requested does not run here.
     """
     if device == "cuda":
-        return KernelChoice(kernels=wish or "cuda")
+        return KernelChoice(kernels=requested or "cuda")
     numbers = numbers_of(dtype, quantize)
-    decision = decide([kernels_here("", numbers, wish)], numbers, wish, lambda cpu: table_speeds(cpu, numbers))
+    here = kernels_here("", numbers, requested)
+    decision = decide([here], numbers, requested, lambda cpu: table_speeds(cpu, numbers))
     for remark in decision.remarks:
         log.warning("%s", remark)
     return decision.stages[0]
 
 
-def kernels_here(node: str, numbers: str, wish: str | None) -> NodeKernels:
-    """What decides which kernels can run on this machine. What it would choose by itself is compiled for it."""
+def kernels_here(node: str, numbers: str, requested: str | None) -> NodeKernels:
+    """The facts of this machine by which kernels are chosen. Compiles the variants that it would choose by itself."""
     from tramontane.stages.kernels.native import build
 
     facts = NodeKernels(node, this_cpu(), "")
-    candidates = [name for name in facts.variants(numbers) if wish in (None, "native", name)]
-    if set_of(wish) != "native" or not candidates:
+    candidates = [name for name in facts.variants(numbers) if requested in (None, "native", name)]
+    if kernel_set(requested) != "native" or not candidates:
         return facts
     speeds = table_speeds(facts.cpu, numbers)
     chosen = choose_variants(candidates, [] if speeds is None else [speeds])

@@ -1,6 +1,6 @@
-"""What the kernel sets that keep whole tensors share: rows on their way to a device and back, and where KV lies.
+"""The part that the torch kernel sets share: moving rows to a device and back, and the layout of KV.
 
-Nothing here rounds, so that sets can still be compared with each other.
+Nothing here rounds, so that the sets remain independent where they compute, and can be compared with each other.
 
 Letters: T rows, D dim, V vocabulary, K KV heads, h head_dim.
 """
@@ -17,7 +17,7 @@ from tramontane.stages.weights import TORCH_DTYPES
 
 
 class TorchRows:
-    """`Kernels` documents the methods."""
+    """The base class of `ReferenceKernels` and `CudaKernels`; `Kernels` documents the methods."""
 
     def __init__(self, config: ModelConfig, dtype: str, device: str) -> None:
         self._config = config
@@ -31,7 +31,7 @@ class TorchRows:
         return norm_D.to(self._device), head_VD.to(self._device, copy=True)
 
     def allocate(self, blocks: int, block: int, layers: int) -> Tensor:
-        """[layers, keys or values, blocks, block, K, h]"""
+        """Zeros. [layers, keys or values, blocks, block, K, h]"""
         shape = (layers, 2, blocks, block, self._config.kv_heads, self._config.head_dim)
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
@@ -52,7 +52,7 @@ class TorchRows:
 
 
 def rope_angles(config: ModelConfig, position_T: Tensor) -> Tensor:
-    """Of each row's pairs, for all heads, by position x theta^(-2i/h); float32. [T, 1, h / 2]"""
+    """The angle of each pair of a row, the same for all heads: position x theta^(-2i/h) in float32. [T, 1, h / 2]"""
     half = config.head_dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=position_T.device) * 2 / config.head_dim
     return (position_T.float()[:, None] * (1.0 / config.rope_theta**exponent))[:, None]

@@ -1,7 +1,7 @@
-"""How many of its words a model keeps: each way of computing beside float32, ours and llama.cpp's, paired by place.
+"""How close each dtype and quantization, ours and llama.cpp's, stays to float32 at the same places of the same texts.
 
-Every contestant gives its logits at every place of the same texts. Held against those of float32 (ours; transformers
-agrees with it in the tests):
+Every contestant gives its logits at every place. They are compared with those of float32 (ours; transformers agrees
+with it in the tests):
 
     KL          mean over places of the Kullback-Leibler divergence of its next-token distribution from float32's, nats
     agreement   places where both have the same likeliest token
@@ -10,8 +10,8 @@ agrees with it in the tests):
 Ratios of KL are of means over the same places; `+-` is one standard error of that ratio, from resampling whole texts.
 
     smollm2     a real model, channels permuted (`quality_models.py`); texts are Python's own documentation
-    outliers    a synthetic one; texts are what it says itself, sampled in float32
-    embedded    the model of this repository; likewise. Has experts and a window: llama.cpp does not take it
+    outliers    a synthetic model; texts are what it generates itself, in float32
+    embedded    the model of this repository, and texts of its own; its experts and window keep llama.cpp from it
 
     python tests/bench/bench_quality.py --peer llama=PYTHON --llama-source LLAMA_CPP        # some minutes
     python tests/bench/bench_quality.py --models embedded                                   # needs neither
@@ -60,8 +60,8 @@ RIVALS = {"ours-bfloat16": "llama-bf16", "ours-int8": "llama-q8_0"}
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What one contestant keeps of float32's words, place by place. [texts, places] each"""
+class Distance:
+    """One contestant's distance from float32, place by place. [texts, places] each"""
 
     divergence: np.ndarray[Any, Any]
     agrees: np.ndarray[Any, Any]
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """The options; `peers`, `gguf_py` and lists in place of words."""
+    """The options, with `python` and `gguf_py` from the peer's, and lists where words name several."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--folder", type=Path, default=synthetic.default_folder(), help="where models are kept")
@@ -124,14 +124,14 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, model: Path, texts: np.ndarray[Any, Any]) -> Iterator[Line]:
-    """One line a contestant, those of rivals before ours."""
+    """One line a contestant, rivals before ours."""
     takes: dict[str, Callable[[Path, Path], None]] = {}
     if options.python and ModelConfig.load(model).experts == 0:
         for name, number in LLAMA.items():
             takes[name] = partial(llama_logits, options.python, options.llama_source, model, number, options.threads)
     for name, numbers in OURS.items():
         takes[name] = partial(in_child, our_logits, model, *numbers, options.threads)
-    kept: dict[str, Kept] = {}
+    distances: dict[str, Distance] = {}
     with tempfile.TemporaryDirectory(prefix="tramontane-quality-") as folder:
         files = Path(folder) / "texts.npy", Path(folder) / "base.npy", Path(folder) / "logits.npy"
         np.save(files[0], texts)
@@ -145,15 +145,15 @@ def measure(options: argparse.Namespace, model: Path, texts: np.ndarray[Any, Any
             except subprocess.CalledProcessError as error:
                 print(f"{name} failed and is skipped: {error}", flush=True)
                 continue
-            kept[name] = compare(texts, np.load(files[1], "r"), np.load(files[2], "r"))
+            distances[name] = compare(texts, np.load(files[1], "r"), np.load(files[2], "r"))
             rival = RIVALS.get(name, "")
-            yield line(name, kept[name], rival if rival in kept else None, kept.get(rival))
+            yield line(name, distances[name], rival if rival in distances else None, distances.get(rival))
 
 
 def our_logits(
     model: Path, dtype: str, quantize: str | None, threads: int, texts_file: Path, logits_file: Path
 ) -> None:
-    """As `serve` computes them: prefill in one chunk a text."""
+    """Save our logits, computed as `serve` does, with each text as one chunk of prefill."""
     torch.set_num_threads(threads)
     texts, config = np.load(texts_file), ModelConfig.load(model)
     stages = load_stages(model, config, dtype=dtype, quantize=quantize, kernels="native")
@@ -165,7 +165,7 @@ def our_logits(
 
 
 def llama_logits(python: str, source: Path, model: Path, number: str, threads: int, texts: Path, logits: Path) -> None:
-    """Those of llama.cpp, whose file is made if it is not there."""
+    """Save llama.cpp's logits. Its model file is made if it is not there."""
     path = make_gguf(model, number, source)
     assert path == gguf_path(model, number)
     job = {"gguf": str(path), "texts": str(texts), "logits": str(logits), "threads": threads}
@@ -173,21 +173,21 @@ def llama_logits(python: str, source: Path, model: Path, number: str, threads: i
     subprocess.run([python, str(script)], input=json.dumps(job), text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def compare(texts: np.ndarray[Any, Any], base: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> Kept:
-    """Text by text, so that not all logits are in memory at once."""
+def compare(texts: np.ndarray[Any, Any], base: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> Distance:
+    """Compare logits text by text, so that not all of them are in memory at once."""
     divergence, agrees, nats = [], [], []
     for tokens, sure, unsure in zip(texts, base, logits, strict=True):
         expected, found = (torch.from_numpy(np.array(each)).double().log_softmax(-1) for each in (sure, unsure))
         divergence.append((expected.exp() * (expected - found)).sum(-1).numpy())
         agrees.append((expected.argmax(-1) == found.argmax(-1)).numpy())
         nats.append(-found[:-1].gather(1, torch.from_numpy(tokens[1:, None].astype(np.int64)))[:, 0].numpy())
-    return Kept(np.stack(divergence), np.stack(agrees), np.stack(nats))
+    return Distance(np.stack(divergence), np.stack(agrees), np.stack(nats))
 
 
-def line(contestant: str, kept: Kept, rival: str | None, other: Kept | None) -> Line:
+def line(contestant: str, distance: Distance, rival: str | None, other: Distance | None) -> Line:
     """Means over all places, and the ratio to a rival's."""
-    divergence = kept.divergence
-    means = divergence.mean(), np.median(divergence), kept.agrees.mean(), kept.nats.mean()
+    divergence = distance.divergence
+    means = divergence.mean(), np.median(divergence), distance.agrees.mean(), distance.nats.mean()
     if other is None:
         return Line(contestant, *map(float, means))
     mine, its = divergence.mean(1), other.divergence.mean(1)
@@ -197,7 +197,7 @@ def line(contestant: str, kept: Kept, rival: str | None, other: Kept | None) -> 
 
 
 def as_text(each: Line) -> str:
-    """Below HEAD."""
+    """A row of the table below HEAD."""
     text = f"{each.contestant:20} {1e3 * each.kl:14.4f} {1e3 * each.median_kl:9.4f} {each.agreement:10.2%}"
     text += f" {each.nats:8.4f}"
     return text if each.ratio is None else f"{text}   KL {each.ratio:.3f} +- {each.error:.3f} of {each.rival}'s"

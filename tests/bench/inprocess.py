@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from bench.workloads import Workload
-from tramontane.cluster.kv_plan import KVPlanner, KVWishes
+from tramontane.cluster.kv_plan import KVOptions, KVPlanner
 from tramontane.cluster.messages import Sampling, Stopping
 from tramontane.cluster.scheduler import Scheduler
 from tramontane.cluster.scheduler_options import SchedulerOptions
@@ -71,7 +71,7 @@ def load_stage(
 
 def serving_layout(config: ModelConfig, spans: tuple[range, ...], dtype: str) -> KVLayout:
     """What `tramontane serve` would plan."""
-    return KVPlanner(config, spans, dtype, KVWishes()).plan().layout
+    return KVPlanner(config, spans, dtype, KVOptions()).plan().layout
 
 
 class InProcess:

@@ -1,4 +1,4 @@
-"""How fast each kernel variant is on this CPU, as a row of `stages/cpu_speeds.json`, by which services choose.
+"""Measures the speed of each kernel variant on this CPU, as a row of `stages/cpu_speeds.json`.
 
     python tests/bench/kernel_table.py                  # prints the row
     python tests/bench/kernel_table.py --write          # puts it into the table, in place of an older one of this CPU

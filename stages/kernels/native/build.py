@@ -66,7 +66,7 @@ def library(name: str) -> ctypes.CDLL:
 
 
 def is_compiling() -> bool:
-    """Whether this process compiles now, or waits for another that does: everything else waits meanwhile."""
+    """Whether this process compiles now, or waits for another that does. Loading stands still meanwhile."""
     return _compiling.is_set()
 
 
@@ -81,7 +81,7 @@ def obstacle(names: Iterable[str]) -> str:
 
 
 def flags_of(variant: Variant) -> list[str]:
-    """What the compiler is told of the CPU."""
+    """The compiler's flags for a variant's instructions."""
     return [f"-m{each}" for each in variant.instructions]
 
 
@@ -130,7 +130,7 @@ def cache_folder() -> Path:
 
 
 def digest_of(what: str) -> str:
-    """A short name for something that belongs to these sources."""
+    """A short name for something in the cache that depends on these sources and on `what`."""
     return hashlib.sha256(f"{what}\n{source_digest()}".encode()).hexdigest()[:16]
 
 

@@ -1,12 +1,12 @@
-"""How fast the variants are on this machine: for the table by CPU, and for a CPU that the table does not have.
+"""Measures how fast the variants are on this machine: for `cpu_speeds.json`, and for a CPU that is not in it.
 
     python -m tramontane.stages.kernels.native.speeds bfloat16 [int8]
 
 prints the speeds of a short probe as JSON and keeps them in the user's cache, so that a CPU is probed once.
 
-One layer of a middling model, with 8, 32 and 256 rows: from those that reading bounds to those that arithmetic does.
-The variants have turns in each round, and what counts is the median over the rounds of how many times as fast one was
-as the first, so that neighbours who come and go change little.
+It runs one layer of a middling model with 8, 32 and 256 rows: reading memory bounds the first, arithmetic the last. The
+variants take turns in each round. Each round gives a ratio to the first variant's speed, and the median of the rounds
+counts, so that neighbours who come and go change little.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ BLOCK = 32
 PROBE_ROUNDS = 3
 
 Jobs: TypeAlias = dict[tuple[str, str], Callable[[], object]]
-"""What is timed, by matrix and shape."""
+"""The calls that are timed, by matrix and shape."""
 
 
 def measure(dtype: str, quantize: str | None, names: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Of each matrix: how many times as fast each of the variants is as the slowest.
+    """For each matrix: how many times as fast each variant is as the slowest.
 
     Raises:
-        NativeUnavailable: one of them cannot be had here.
+        NativeUnavailable: a variant cannot be had here.
     """
     with torch.inference_mode():
         weights = _random_weights(TORCH_DTYPES[dtype])
@@ -74,10 +74,10 @@ def measure(dtype: str, quantize: str | None, names: Sequence[str], rounds: int)
 
 
 def probe(dtype: str, quantize: str | None) -> dict[str, float]:
-    """How fast each variant is that runs here, over all matrices; measured once, then read from the user's cache.
+    """The speed over all matrices of each variant that runs here; measured once, then read from the user's cache.
 
     Raises:
-        NativeUnavailable: they cannot be had here.
+        NativeUnavailable: a variant cannot be had here.
     """
     cpu, numbers = this_cpu(), numbers_of(dtype, quantize)
     names = NodeKernels("", cpu, "").variants(numbers)
@@ -101,7 +101,7 @@ def _mean(gains: Sequence[float]) -> float:
 
 
 def _seconds(job: Callable[[], object]) -> float:
-    """The shorter of two, after one to warm up: what others take away makes it longer, nothing makes it shorter."""
+    """The shorter time of two runs, after one to warm up: other work only ever makes a run longer."""
     job()
     times = []
     for _ in range(2):
@@ -161,7 +161,7 @@ def _each_job(
 
 
 def _microbatch(layout: KVLayout, first: Sequence[int], length: Sequence[int]) -> Microbatch:
-    """Pieces whose rings are full, one behind the other in the pool."""
+    """A microbatch of pieces with full rings, which lie one behind the other in the pool."""
     held = [layout.rings[0]] * len(first)
     blocks = np.arange(sum(held), dtype=np.int32)
     table = BlockTable(blocks=blocks, held=np.array(held, np.int32), fresh=np.empty(0, np.int32))

@@ -1,4 +1,4 @@
-"""Logits of llama.cpp at every place of some texts, by the bare API of llama-cpp-python (see run_llama.py).
+"""Saves llama.cpp's logits at every place of some texts, by the bare API of llama-cpp-python (see run_llama.py).
 
 Reads one JSON job from its standard input, {"gguf": FILE, "texts": FILE, "logits": FILE, "threads": 2}: `texts` is a
 .npy of token ids [texts, places], `logits` the .npy of float32 [texts, places, vocabulary] that it writes.
@@ -14,7 +14,7 @@ import numpy as np
 
 @llama.llama_log_callback
 def silent(level, text, data):
-    """llama.cpp would tell of every tensor."""
+    """A logger that prints nothing: llama.cpp has a line for every tensor."""
 
 
 def main():

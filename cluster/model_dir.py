@@ -1,4 +1,4 @@
-"""The folder that a user's MODEL_DIR means, and what its model is called where no name is given."""
+"""Resolves the MODEL_DIR that a user gives to a folder, and to the name of the model where none is given."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from pathlib import Path
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""ORG/NAME, as Hugging Face's hub calls a model."""
+"""ORG/NAME, a model's name on Hugging Face's hub."""
 CACHED = "models--"
 """The hub's cache has a folder `models--ORG--NAME`, and in it `snapshots/COMMIT`."""
 
 
-def find_model(given: Path) -> tuple[Path, str]:
-    """The absolute folder, and a name: the folder's own, or ORG/NAME of a snapshot in the hub's cache.
+def resolve_model_dir(given: Path) -> tuple[Path, str]:
+    """The absolute folder and the model's name: the folder's own, or ORG/NAME of a snapshot in the hub's cache.
 
     Raises:
-        ValueError: there is no such folder, and it looks like a name on the hub.
+        ValueError: there is no such folder, and `given` looks like a name on the hub.
     """
     folder = given.absolute()
     if not folder.exists() and HUB_NAME.fullmatch(str(given)):
@@ -33,6 +33,6 @@ def _name(folder: Path) -> str:
         cached = path.parent.parent.name
         if path.parent.name == "snapshots" and cached.startswith(CACHED):
             return cached.removeprefix(CACHED).replace("--", "/")
-    # A link is called as its user calls it; `..` is no name.
+    # The name that the user sees counts, that of a link included; but `..` is no name.
     own = folder.name if folder.name != ".." else real.name
     return own or "model"
