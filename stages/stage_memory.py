@@ -17,8 +17,10 @@ from tramontane.stages.layouts import Slot, slots, tensor_shape
 
 FLOAT32_ROLES = ("attention_norm", "ffn_norm", "norm", "gate")
 """Held in float32, whatever the model's dtype."""
-SCALES_BYTES = 8
-"""Of an output of a matrix in 8 bits: its scale and its correction."""
+GROUP, GROUP_BYTES = 32, 34
+"""Inputs of a matrix in 8 bits that share a scale, and what they take together with it."""
+UNIT_BYTES = 4
+"""Of an output of such a matrix: what its scales are told in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def _bytes(slot: Slot, config: ModelConfig, dtype: str, quantize: str | None) ->
         return 4 * numbers
     if quantize is None or slot.role == "embedding":
         return DTYPE_BYTES[dtype] * numbers
-    return numbers + SCALES_BYTES * shape[0]
+    outputs, inputs = shape
+    return outputs * (-(-inputs // GROUP) * GROUP_BYTES + UNIT_BYTES)
 
 
 def _buffers(config: ModelConfig, span: range, rows: int) -> int:
