@@ -17,10 +17,8 @@ from tramontane.stages.layouts import Slot, slots, tensor_shape
 
 FLOAT32_ROLES = ("attention_norm", "ffn_norm", "norm", "gate")
 """Held in float32, whatever the model's dtype."""
-GROUP, GROUP_BYTES = 32, 34
-"""Inputs of a matrix in 8 bits that share a scale, and what they take together with it."""
-UNIT_BYTES = 4
-"""Of an output of such a matrix: what its scales are told in."""
+INT8_GROUP, INT8_SCALE_BYTES, INT8_UNIT_BYTES = 32, 2, 4
+"""Of a matrix in 8 bits: weights that share a scale, the scale, and the unit that the scales of an output share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def _bytes(slot: Slot, config: ModelConfig, dtype: str, quantize: str | None) ->
     if quantize is None or slot.role == "embedding":
         return DTYPE_BYTES[dtype] * numbers
     outputs, inputs = shape
-    return outputs * (-(-inputs // GROUP) * GROUP_BYTES + UNIT_BYTES)
+    return outputs * (math.ceil(inputs / INT8_GROUP) * (INT8_GROUP + INT8_SCALE_BYTES) + INT8_UNIT_BYTES)
 
 
 def _buffers(config: ModelConfig, span: range, rows: int) -> int:
