@@ -118,7 +118,8 @@ class AsyncStream(TranscriptView):
 
     async def _failure(self, error: grpc.aio.AioRpcError) -> StatusError:
         failure = from_rpc_error(error, request_id=self.request_id)
-        return await self._connections.server.explain(failure, self._request, self._timeout_s, self.waited_for)
+        reason = "" if self._transcript.begun else self.waited_for
+        return await self._connections.server.explain(failure, self._request, self._timeout_s, reason)
 
     def _cancelled(self) -> StatusError:
         if self._given_up is not None:

@@ -104,7 +104,8 @@ class Stream(TranscriptView):
         if self._given_up is not None:
             return self._given_up.error(self.request_id)
         failure = from_rpc_error(error, request_id=self.request_id)
-        return self._connections.server.explain(failure, self._request, self._timeout_s, self.waited_for)
+        reason = "" if self._transcript.begun else self.waited_for
+        return self._connections.server.explain(failure, self._request, self._timeout_s, reason)
 
     def _wait_to_retry(self, error: StatusError) -> None:
         """Start another call when the server will have room; raises the error where there is no other try."""

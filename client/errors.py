@@ -98,7 +98,7 @@ class Cancelled(StatusError):
 
 
 class DeadlineExceeded(StatusError):
-    """`timeout_s` is over. While no server can be reached, that is how a generating call ends."""
+    """`timeout_s` is over; the message says what was waited for."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 

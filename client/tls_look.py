@@ -13,6 +13,8 @@ from tramontane.client.channel import Tls
 
 LOOK_S = 2.0
 """How long connecting may take, and each read."""
+CERTIFICATE_REQUEST = (22, 13)
+"""A handshake's message: the server asks for the client's certificate."""
 
 
 class Seen(Enum):
@@ -41,7 +43,7 @@ def look(address: str, tls: Tls | None) -> Seen:
 
 
 def _connect(address: str) -> socket.socket:
-    if "/" in address:
+    if "/" in address or ":" not in address:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(LOOK_S)
         connection.connect(address)
@@ -55,6 +57,14 @@ def _shake_hands(connection: socket.socket, tls: Tls | None) -> Seen:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     has_certificate = tls is not None and tls.cert is not None and tls.key is not None
+    is_asked = False
+
+    def note(_: object, direction: str, _version: int, content: int, message: int, _data: bytes) -> None:
+        nonlocal is_asked
+        is_asked |= direction == "read" and (content, message) == CERTIFICATE_REQUEST
+
+    # A proxy whose server is away closes as one does that misses a certificate. Only what the server sends tells.
+    context._msg_callback = note  # type: ignore[attr-defined]
     try:
         if tls is not None and tls.cert is not None and tls.key is not None:
             context.load_cert_chain(tls.cert, tls.key)
@@ -70,4 +80,6 @@ def _shake_hands(connection: socket.socket, tls: Tls | None) -> Seen:
             return Seen.NOTHING
         if tls is None:
             return Seen.SPEAKS_TLS
+    if not is_asked:
+        return Seen.NOTHING
     return Seen.REFUSES_CERTIFICATE if has_certificate else Seen.WANTS_CERTIFICATE

@@ -15,6 +15,7 @@ import click
 
 LOG_LEVELS = ["debug", "info", "warning", "error"]
 FILE = click.Path(path_type=Path)
+MOST_BYTES = 2**60
 
 
 class ByteSize(click.ParamType[int]):
@@ -30,7 +31,10 @@ class ByteSize(click.ParamType[int]):
         match = re.fullmatch(r"([0-9]*\.?[0-9]+) *([A-Za-z]*)", value.strip())
         if not match or match[2].upper() not in self._units:
             self.fail(f"{value!r} is no size; write for example 512MiB, 2GB or a number of bytes", param, ctx)
-        return int(float(match[1]) * self._units[match[2].upper()])
+        size = float(match[1]) * self._units[match[2].upper()]
+        if size > MOST_BYTES:
+            self.fail(f"{value!r} is more than any machine has", param, ctx)
+        return int(size)
 
 
 class LayerCounts(click.ParamType[tuple[int, ...]]):

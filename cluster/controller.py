@@ -283,6 +283,10 @@ class Controller:
             await _quietly(self._gateway.set_unavailable(reason), ANSWER_TIMEOUT_S)
 
     def _say(self, **changes: object) -> None:
+        """What is over stays so, with its reason, whatever is still under way then; only a stop comes after."""
+        is_over = self._status.phase in (ServicePhase.STOPPED, ServicePhase.BROKEN)
+        if is_over and changes.get("phase") is not ServicePhase.STOPPED:
+            changes = {name: value for name, value in changes.items() if name not in ("phase", "detail")}
         self._status = Status(**{**self._status.__dict__, **changes})
 
 

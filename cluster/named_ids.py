@@ -8,13 +8,12 @@ tokenizer_config.json                  added tokens, each special or not; the te
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tramontane.stages.folder import ADDED, CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_JSON, SmallFiles
+from tramontane.stages.folder import ADDED, CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_JSON, SmallFiles, shown
 
 ROLE_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROLE_TEXTS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -78,9 +77,9 @@ class NamedIds:
     def _take_tokenizer(self, path: Path, values: Mapping[str, Any]) -> None:
         vocabulary = _object(path, "model", values.get("model")).get("vocab")
         if isinstance(vocabulary, dict):
-            self.pieces = {text: _id(path, text, token_id) for text, token_id in vocabulary.items()}
+            self.pieces = {_whole(text): _id(path, text, token_id) for text, token_id in vocabulary.items()}
         elif isinstance(vocabulary, list):  # of a unigram model: pieces with their scores
-            self.pieces = {str(entry[0]): place for place, entry in enumerate(vocabulary) if _is_scored(entry)}
+            self.pieces = {_whole(entry[0]): place for place, entry in enumerate(vocabulary) if _is_scored(entry)}
         added = values.get("added_tokens") or []
         if not isinstance(added, list):
             raise ValueError(f"{path}: added_tokens is {type(added).__name__}, not a list")
@@ -102,7 +101,7 @@ class NamedIds:
     def _add(self, path: Path, token_id: Any, token: Mapping[str, Any]) -> None:
         text = _text(token)
         if text is None:
-            raise ValueError(f"{path}: an added token has no content: {reprlib.repr(token)}")
+            raise ValueError(f"{path}: an added token has no content: {shown(token)}")
         self.texts[_id(path, text, token_id)] = text
         if token.get("special") is True:
             self.special.add(token_id)
@@ -116,7 +115,7 @@ def _ids(path: Path, key: str, value: Any) -> tuple[int, ...]:
 
 def _id(path: Path, key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_ID:
-        raise ValueError(f"{path}: {key!r} is {reprlib.repr(value)}; an id is a whole number from 0 to {LARGEST_ID}")
+        raise ValueError(f"{path}: {shown(key)} is {shown(value)}; an id is a whole number from 0 to {LARGEST_ID}")
     return value
 
 

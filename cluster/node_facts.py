@@ -14,6 +14,7 @@ GPU_QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,n
 GPU_QUERY_TIMEOUT_S = 20.0
 GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Of drivers: Nvidia's, AMD's, that of Linux within Windows."""
+PART_OF_GPU = "MIG-"
 THIS_MACHINE = "this machine"
 SERVICE_BYTES = 1 << 30
 """What a service takes beside its stages: Ray's processes, controller, router, gateway and `serve` itself. They take
@@ -57,11 +58,13 @@ def visible_gpus(table: str, visible: str | None) -> list[int | None]:
     """The free bytes of each GPU that processes see, None where they are not told (a GPU in parts has none as a whole).
 
     `table` is what nvidia-smi answers, `visible` is CUDA_VISIBLE_DEVICES: CUDA ends that list at the first entry that
-    it does not know.
+    it does not know. Of a GPU in parts it takes a part's own name, which the table lacks.
 
     >>> table = "0, GPU-1f, 100\\n1, GPU-2e, [N/A]"
     >>> visible_gpus(table, None), visible_gpus(table, "1"), visible_gpus(table, "GPU-1,7,1"), visible_gpus(table, "")
     ([104857600, None], [None], [104857600], [])
+    >>> visible_gpus(table, "MIG-3c,MIG-GPU-2e/1/0,0")
+    [None, None, 104857600]
     """
     gpus: dict[tuple[str, str], int | None] = {}
     for line in table.splitlines():
@@ -70,11 +73,13 @@ def visible_gpus(table: str, visible: str | None) -> list[int | None]:
                 gpus[index, uuid] = int(free) * 2**20 if free.isdecimal() else None
     if visible is None:
         return list(gpus.values())
-    seen = []
+    seen: list[int | None] = []
     for wanted in (part.strip() for part in visible.split(",")):
         found = [
             free for (index, uuid), free in gpus.items() if wanted and (wanted == index or uuid.startswith(wanted))
         ]
+        if wanted.startswith(PART_OF_GPU):
+            found = [None]
         if not found:
             break
         seen.append(found[0])

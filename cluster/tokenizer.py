@@ -15,13 +15,12 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 )
 
 from tramontane.cluster.steps import Steps
+from tramontane.cluster.vocabulary import SPACE
 from tramontane.stages.checkpoint import check_tokenizer_size
 from tramontane.stages.config import ModelConfig
 from tramontane.stages.folder import TOKENIZER, SmallFiles
 from tramontane.stages.microbatch import Int32Array
 
-SPACE = "\u2581"
-"""How SentencePiece writes a space inside a piece."""
 STEP_CHARACTERS = 1 << 16
 """A step of a long text: about 5 ms."""
 

@@ -13,6 +13,8 @@ from typing import Protocol
 from tramontane.cluster.named_ids import NamedIds
 from tramontane.stages.folder import SmallFiles, shown
 
+SPACE = "\u2581"
+"""How SentencePiece writes a space inside a piece, and `tokenizer.json` after it."""
 SHOWN = 3
 """How many ids a line names; it counts the others."""
 
@@ -71,7 +73,9 @@ class Vocabulary:
             ValueError: all EOS ids that the files name lie beyond the rows.
         """
         own = range(len(pieces.surfaces)) if pieces is not None else range(0)
-        texts = {token_id: text for token_id, text in files.texts.items() if token_id < rows}
+        # A tokenizer.json may have more pieces than the tokenizer, too.
+        others = {token_id: text.replace(SPACE, " ") for text, token_id in files.pieces.items() if token_id not in own}
+        texts = {token_id: text for token_id, text in (others | files.texts).items() if token_id < rows}
         # config.json may name any piece as padding, so its roles make added ids special only.
         special = files.special | {token_id for token_id in files.roles if token_id not in own}
         eos_ids, remarks = _eos_ids(rows, pieces, files)

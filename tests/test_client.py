@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import fake_server
+import grpc
 import pytest
 from fake_server import events, finished, hold, started
 
@@ -284,6 +285,29 @@ def test_the_deadline_ends_a_call_and_the_server_hears_it(server, client):
         for _ in stream:
             pass
     assert server.seen[0].ended.wait(30)
+
+
+async def test_what_a_stream_waited_for_before_it_began_is_not_why_it_ends(server, client):
+    """A server that was loading, say, and came up before anybody looked again."""
+
+    def late(request, context):
+        first = fake_server.delta(0, ord("b"))
+        yield Event(started=started(request), delta=first)
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")  # gRPC's own words
+
+    server.plans += [late, late]
+    with client.stream("a") as stream:
+        assert next(stream).text == "b"
+        stream.waited_for = "the server does not serve (loading, 99 %)"
+        with pytest.raises(errors.DeadlineExceeded) as blocking:
+            await asyncio.to_thread(next, stream)
+    async with AsyncClient(server.target) as other, other.stream("a") as stream:
+        assert (await anext(stream)).text == "b"
+        stream.waited_for = "the server does not serve (loading, 99 %)"
+        with pytest.raises(errors.DeadlineExceeded) as awaited:
+            await anext(stream)
+    for caught in (blocking, awaited):
+        assert caught.value.message == "300 s are over: the answer has not come whole"
 
 
 def test_the_facts_are_not_readable_before_they_are_known(server, client):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from fake_server import FakeServer, count_up
 
 from tramontane.client import AsyncClient, Client, ClientOptions, Tls, errors
 from tramontane.client.cli import main
+from tramontane.client.tls_look import Seen, look
 
 
 class Places:
@@ -162,6 +164,37 @@ async def all_say(target: str, options: ClientOptions, says: str, *, never: str 
         assert all(part in error.message for part in says.format(target).split("|")), error.message
         assert never not in error.message
         assert error.request_id
+
+
+def test_a_proxy_that_closes_since_its_server_is_away_is_not_taken_for_one_that_wants_a_certificate(tmp_path):
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server"))
+    context.set_alpn_protocols(["h2"])
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def close_all() -> None:
+            while True:
+                try:
+                    connection, _ = door.accept()
+                except OSError:
+                    return
+                with contextlib.suppress(OSError):
+                    context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=close_all, daemon=True).start()
+        target = f"127.0.0.1:{door.getsockname()[1]}"
+        assert look(target, Tls(ca=authority.ca)) is Seen.NOTHING
+        options = ClientOptions(tls=Tls(ca=authority.ca))
+        with Client(target, options) as client, pytest.raises(errors.Unavailable) as caught:
+            client.models()
+        door.shutdown(socket.SHUT_RDWR)
+    assert caught.value.message.startswith(f"{target} closes connections after the TLS handshake")
+
+
+def test_a_socket_without_a_folder_in_its_path_is_looked_at_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert look("server.sock", None) is Seen.NOTHING
 
 
 def test_a_name_of_several_addresses_tells_which_one_it_is_about(places):

@@ -269,6 +269,20 @@ async def test_a_compile_at_the_first_use_is_said_while_it_lasts(spec) -> None:
     await controller.stop()
 
 
+async def test_why_a_service_broke_while_it_was_loading_stays_said(spec) -> None:
+    controller, platform, run = await started(spec)
+    await until(lambda: "loading 0.5" in platform.log)
+    platform.gateway_gone.set_result("killed")
+    await until(lambda: controller.status().phase is ServicePhase.BROKEN)
+    told = platform.log.count("loading 0.5")
+    await until(lambda: platform.log.count("loading 0.5") > told)
+    platform.loaded.set()
+    await run
+    assert (controller.status().phase, controller.status().detail) == (ServicePhase.BROKEN, "gateway 0: killed")
+    await controller.stop()
+    assert controller.status().phase is ServicePhase.STOPPED
+
+
 async def test_room_that_is_lacking_is_said_and_waited_for(spec) -> None:
     controller, _platform, _ = await started(spec)
     said = set()

@@ -77,6 +77,8 @@ def test_gpus_are_those_that_cuda_programs_see(nvidia_smi: Path) -> None:
     one = this_machine(with_gpus=True, environment={"CUDA_VISIBLE_DEVICES": "1"})
     assert (one.gpus, one.free_gpu_memory) == (1.0, (2000 * 2**20,))
     assert this_machine(with_gpus=True, environment={"CUDA_VISIBLE_DEVICES": ""}).gpus == 0
+    part = this_machine(with_gpus=True, environment={"CUDA_VISIBLE_DEVICES": "MIG-5c0ffee"})
+    assert (part.gpus, part.free_gpu_memory) == (1.0, None)
     nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
     assert this_machine(with_gpus=True, environment={}).gpus == 0
     assert this_machine(with_gpus=False).gpus == 0

@@ -302,3 +302,9 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size_is_said(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is no size"):
         ByteSize().convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["20000000000GiB", "9" * 30, "9" * 400])
+def test_a_size_beyond_any_machine_is_said(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is more than any machine has"):
+        ByteSize().convert(text, None, None)

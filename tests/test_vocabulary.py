@@ -65,6 +65,14 @@ def test_added_tokens_are_sampled_and_print_their_text(tmp_path, way):
     assert words.remarks == ()
 
 
+def test_pieces_that_only_tokenizer_json_has_print_their_text(tmp_path):
+    pieces = {"\u2581": 5, "\u2581Wort\u2581": SIZE, "\ud800": SIZE + 1, END: SIZE + 2}
+    special = [{"id": SIZE + 2, "content": END, "special": True}]
+    words = vocabulary(tmp_path, rows=SIZE + 3, tokenizer={"added_tokens": special, "model": {"vocab": pieces}})
+    assert words.sampleable_ids == SIZE + 3
+    assert printed(words, SIZE, SIZE + 1, SIZE + 2) == " Wort ?"
+
+
 SPECIAL = {
     "tokenizer_config.json": {"tokenizer_config": {"added_tokens_decoder": decoder(True)}},
     "tokenizer.json": {"tokenizer": {"added_tokens": listed(True)}},
@@ -188,3 +196,9 @@ def test_an_added_token_is_found_by_a_stop_string_where_it_prints_and_cut_from_t
 def test_a_file_of_another_form_is_named(tmp_path, files, said):
     with pytest.raises(ValueError, match=said):
         vocabulary(tmp_path, **files)
+
+
+def test_a_key_of_a_megabyte_is_cut_in_the_line(tmp_path):
+    with pytest.raises(ValueError, match=r"added_tokens\.json: 'xxx.*xxx' is '7'; an id is") as caught:
+        vocabulary(tmp_path, added_tokens={"x" * 10**6: "7"})
+    assert len(str(caught.value)) < 1000
