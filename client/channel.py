@@ -80,7 +80,8 @@ class ClientOptions:
     clear_token: bool = False
     """Allow the token to travel beyond this machine without TLS, where anyone on the way can read it."""
     wait: bool = True
-    """Generating calls wait under their deadline for a server that serves; else they fail at once with Unavailable.
+    """Generating calls wait under their deadline for a server that serves; else they end with Unavailable after their
+    `attempts`, which take about a second.
     Why they wait is told by the logger `tramontane.client` and by a stream's `waiting_for`."""
     reach_timeout_s: float = REACH_TIMEOUT_S
     """A generating call that waits ends with Unavailable when nobody could be reached for so long: no such name, nobody

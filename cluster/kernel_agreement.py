@@ -12,7 +12,15 @@ from tramontane.cluster.parts import Platform, StageControl
 from tramontane.cluster.reasons import one_line
 from tramontane.cluster.spec import ServiceSpec
 from tramontane.stages.cpu import Cpu
-from tramontane.stages.kernel_choice import Decision, NodeKernels, Speeds, decide, probed_speeds, table_speeds
+from tramontane.stages.kernel_choice import (
+    Decision,
+    NodeKernels,
+    Speeds,
+    decide,
+    needs_probe,
+    probed_speeds,
+    table_speeds,
+)
 from tramontane.stages.variants import KernelChoice, kernel_set, numbers_of
 
 log = logging.getLogger(__name__)
@@ -44,8 +52,7 @@ async def agree_on_kernels(spec: ServiceSpec, stages: Sequence[StageControl], pl
 def _is_probe_wanted(nodes: Sequence[NodeKernels], numbers: str, requested: str | None, here: Cpu) -> bool:
     """Whether a probe helps: there is a choice, the table does not make it, and a stage has this machine's CPU."""
     mine = [node for node in nodes if node.cpu.model == here.model]
-    is_open = requested in (None, "native") and any(len(node.variants(numbers)) > 1 for node in mine)
-    return is_open and table_speeds(here, numbers) is None
+    return requested in (None, "native") and any(needs_probe(node, numbers) for node in mine)
 
 
 async def _probe(platform: Platform) -> Speeds | None:

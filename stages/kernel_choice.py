@@ -191,6 +191,11 @@ def _told(node: NodeKernels, reason: str) -> str:
     return f"{node.node}: {reason}" if node.node else reason
 
 
+def needs_probe(node: NodeKernels, numbers: str) -> bool:
+    """Whether a node can run several variants, and the table does not say which is the best."""
+    return len(node.variants(numbers)) > 1 and table_speeds(node.cpu, numbers) is None
+
+
 def probed_speeds(speeds: Mapping[str, float]) -> Speeds | None:
     """The speeds that a probe gives for all matrices; None unless a variant is much faster than the first by order.
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import logging
 
-from tramontane.stages.cpu import this_cpu
-from tramontane.stages.kernel_choice import NodeKernels, table_speeds
-from tramontane.stages.kernels import choose_here
+from tramontane.stages.kernel_choice import needs_probe
+from tramontane.stages.kernels import choose_here, kernels_here
 from tramontane.stages.kernels.native import speeds
 
 log = logging.getLogger("tramontane")
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cpu = this_cpu()
 for dtype in ("float32", "bfloat16"):
-    choice = choose_here(None, dtype=dtype, device="cpu", quantize=None)
-    log.info("%s is served by the kernels %s", dtype, choice)
-    is_open = choice.kernels == "native" and len(NodeKernels("", cpu, "").variants(dtype)) > 1
-    if is_open and table_speeds(cpu, dtype) is None:
-        log.info("this CPU (%s) is not in the table; its variants are probed", cpu.model)
+    log.info("%s is served by the kernels %s", dtype, choose_here(None, dtype=dtype, device="cpu", quantize=None))
+    here = kernels_here("", dtype, None)
+    if needs_probe(here, dtype):
+        log.info("this CPU (%s) is not in the table; its variants are probed", here.cpu.model)
         log.info("times as fast as the slowest: %s", speeds.probe(dtype, None))
